@@ -1,0 +1,1 @@
+//! `dls serve`: open, bind, drop privileges, spawn, drain, stop.

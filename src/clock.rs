@@ -1,0 +1,81 @@
+//! The one place that reads the time.
+//!
+//! [`Clock::now`] is wall-clock time that was right once and has since advanced by the
+//! monotonic clock: a wall clock that is set, forwards or back, moves no lease and ends no
+//! session. PostgreSQL's clock is the authority between servers: [`Clock::learn`] takes its
+//! time at each connect, and only ever shifts the whole scale at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::model::Timestamp;
+
+/// A cheap handle; clones share one scale.
+#[derive(Debug, Clone)]
+pub struct Clock {
+    shared: Arc<Scale>,
+}
+
+#[derive(Debug)]
+struct Scale {
+    started: Instant,
+    /// Microseconds since the Unix epoch that `started` stands for.
+    epoch_micros: AtomicI64,
+}
+
+impl Clock {
+    /// A clock that starts from the machine's wall clock.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the time")]
+    pub fn system() -> Self {
+        Self {
+            shared: Arc::new(Scale {
+                started: Instant::now(),
+                epoch_micros: AtomicI64::new(chrono::Utc::now().timestamp_micros()),
+            }),
+        }
+    }
+
+    /// Now, in UTC, on the shared scale.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the time")]
+    pub fn now(&self) -> Timestamp {
+        let elapsed = Instant::now().saturating_duration_since(self.shared.started);
+        let elapsed = i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX);
+        let micros = self.shared.epoch_micros.load(Ordering::Acquire).saturating_add(elapsed);
+        Timestamp::from_timestamp_micros(micros).unwrap_or(Timestamp::MAX_UTC)
+    }
+
+    /// Takes the authority's time as ours; returns by how much the scale moved (positive:
+    /// the authority is ahead). `round_trip` is how long the question took.
+    pub fn learn(&self, authority: Timestamp, round_trip: Duration) -> chrono::TimeDelta {
+        let half = chrono::TimeDelta::from_std(round_trip / 2).unwrap_or_default();
+        let shift = (authority + half) - self.now();
+        self.shared
+            .epoch_micros
+            .fetch_add(shift.num_microseconds().unwrap_or(0), Ordering::AcqRel);
+        shift
+    }
+
+    /// A monotonic instant, for measuring how long something took.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the time")]
+    pub fn instant(&self) -> Instant {
+        Instant::now()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn learning_moves_the_scale_once() {
+        let clock = Clock::system();
+        let ahead = clock.now() + chrono::TimeDelta::hours(1);
+        let shift = clock.learn(ahead, Duration::ZERO);
+        assert!(shift > chrono::TimeDelta::minutes(59));
+        assert!(clock.clone().now() >= ahead);
+    }
+}

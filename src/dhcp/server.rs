@@ -1,0 +1,1 @@
+//! DHCP's sockets and tasks: receive, gather facts, let `decide` judge, commit, send.

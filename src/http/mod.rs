@@ -1,0 +1,1 @@
+//! The boot listener: loaders, scripts, kernels, initrds, phone-home.

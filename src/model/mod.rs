@@ -1,0 +1,79 @@
+//! Plain data: the nouns of the problem and the enums of the catalog.
+//!
+//! Nothing here reads a clock, a file, a socket or a database. Every type that
+//! comes from outside is parsed once ([`MacAddr`], [`Arch`], [`Hostname`]) and
+//! trusted afterwards.
+
+pub mod arch;
+pub mod attempt;
+pub mod client;
+pub mod hostname;
+pub mod image;
+pub mod lease;
+pub mod mac;
+pub mod range;
+pub mod session;
+
+pub use arch::Arch;
+pub use attempt::{Attempt, AttemptOutcome, BootEvent, Stage};
+pub use client::{BootMode, Client, NetworkConfig};
+pub use hostname::Hostname;
+pub use image::{FileRole, Image, ImageFile, ImageFormat, ImageKind, PhoneHome};
+pub use lease::{Lease, LeaseState};
+pub use mac::MacAddr;
+pub use range::{NetworkRange, Pool, RangeMode, Route, Serve, UnreadyAction};
+pub use session::{BootSession, SessionStatus};
+
+/// A point in time, UTC. Elapsed time inside the server is monotonic: see `clock.rs`.
+pub type Timestamp = chrono::DateTime<chrono::Utc>;
+
+/// Declares a closed set of words as an enum with `as_str`, `Display`, `FromStr`,
+/// serde and `ALL`, so that the spelling in SQL, JSON, metrics and logs is one.
+macro_rules! words {
+    ($(#[$meta:meta])* pub enum $name:ident { $($(#[$vmeta:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+        pub enum $name { $($(#[$vmeta])* #[serde(rename = $word)] $variant),+ }
+
+        impl $name {
+            /// Every value, in declaration order.
+            pub const ALL: &'static [$name] = &[$($name::$variant),+];
+
+            /// The word used in SQL, JSON, metrics and logs.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $($name::$variant => $word),+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = $crate::model::UnknownWord;
+
+            fn from_str(word: &str) -> Result<Self, Self::Err> {
+                $name::ALL.iter().copied().find(|v| v.as_str() == word).ok_or_else(|| {
+                    $crate::model::UnknownWord {
+                        word: word.to_owned(),
+                        allowed: $name::ALL.iter().map(|v| v.as_str()).collect::<Vec<_>>().join(", "),
+                    }
+                })
+            }
+        }
+    };
+}
+pub(crate) use words;
+
+/// A word that is not in a closed set; says which words are.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{word}` is not one of: {allowed}")]
+pub struct UnknownWord {
+    /// What was given.
+    pub word: String,
+    /// What would have been understood, comma separated.
+    pub allowed: String,
+}
