@@ -27,7 +27,10 @@ struct Scale {
 impl Clock {
     /// A clock that starts from the machine's wall clock.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the time")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the time"
+    )]
     pub fn system() -> Self {
         Self {
             shared: Arc::new(Scale {
@@ -39,11 +42,18 @@ impl Clock {
 
     /// Now, in UTC, on the shared scale.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the time")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the time"
+    )]
     pub fn now(&self) -> Timestamp {
         let elapsed = Instant::now().saturating_duration_since(self.shared.started);
         let elapsed = i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX);
-        let micros = self.shared.epoch_micros.load(Ordering::Acquire).saturating_add(elapsed);
+        let micros = self
+            .shared
+            .epoch_micros
+            .load(Ordering::Acquire)
+            .saturating_add(elapsed);
         Timestamp::from_timestamp_micros(micros).unwrap_or(Timestamp::MAX_UTC)
     }
 
@@ -60,7 +70,10 @@ impl Clock {
 
     /// A monotonic instant, for measuring how long something took.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the time")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the time"
+    )]
     pub fn instant(&self) -> Instant {
         Instant::now()
     }

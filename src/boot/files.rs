@@ -84,7 +84,12 @@ impl Files {
     ///
     /// # Errors
     /// See [`NoFile`].
-    pub async fn open(&self, path: &BootPath, visitor: Visitor, report: Option<&str>) -> Result<Content, NoFile> {
+    pub async fn open(
+        &self,
+        path: &BootPath,
+        visitor: Visitor,
+        report: Option<&str>,
+    ) -> Result<Content, NoFile> {
         let _ = (path, visitor, report);
         unimplemented!()
     }

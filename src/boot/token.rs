@@ -76,11 +76,18 @@ mod tests {
     fn a_token_fits_its_boot_and_key_only() {
         let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let token = BootToken::make(b"key", a);
-        assert!(BootToken::parse(&token.reveal()).unwrap().matches(&BootToken::make(b"key", a)));
+        assert!(
+            BootToken::parse(&token.reveal())
+                .unwrap()
+                .matches(&BootToken::make(b"key", a))
+        );
         assert!(!token.matches(&BootToken::make(b"key", b)));
         assert!(!token.matches(&BootToken::make(b"kez", a)));
         assert!(BootToken::parse("+f").is_none());
         assert_eq!(format!("{token:?}"), "BootToken(..)");
-        assert!(boot_url(std::net::Ipv4Addr::BROADCAST, 65535, b"k", a).len() + "boot.ipxe".len() <= 127);
+        assert!(
+            boot_url(std::net::Ipv4Addr::BROADCAST, 65535, b"k", a).len() + "boot.ipxe".len()
+                <= 127
+        );
     }
 }

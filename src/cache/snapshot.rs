@@ -25,7 +25,10 @@ impl Snapshot {
     /// Indexes what was loaded.
     #[must_use]
     pub fn new(loaded: Loaded) -> Self {
-        let mut snapshot = Self { site_key: loaded.site_key, ..Self::default() };
+        let mut snapshot = Self {
+            site_key: loaded.site_key,
+            ..Self::default()
+        };
         for client in loaded.clients {
             let client = Arc::new(client);
             for mac in client.macs() {
@@ -36,7 +39,11 @@ impl Snapshot {
             }
             snapshot.clients.insert(client.id, client);
         }
-        snapshot.images = loaded.images.into_iter().map(|i| (i.id, Arc::new(i))).collect();
+        snapshot.images = loaded
+            .images
+            .into_iter()
+            .map(|i| (i.id, Arc::new(i)))
+            .collect();
         snapshot.ranges = loaded.ranges.into_iter().map(Arc::new).collect();
         snapshot.ranges.sort_by_key(|r| r.network.network());
         snapshot
@@ -92,7 +99,9 @@ impl Snapshot {
     /// The range whose network holds the address.
     #[must_use]
     pub fn range_of(&self, address: Ipv4Addr) -> Option<&Arc<NetworkRange>> {
-        let after = self.ranges.partition_point(|r| r.network.network() <= address);
+        let after = self
+            .ranges
+            .partition_point(|r| r.network.network() <= address);
         let range = self.ranges.get(after.checked_sub(1)?)?;
         range.network.contains(address).then_some(range)
     }

@@ -24,7 +24,9 @@ pub struct RunAs {
 #[non_exhaustive]
 pub enum EmbeddedError {
     /// No PostgreSQL programs on this machine.
-    #[error("PostgreSQL is not installed: install it with `apt-get install postgresql` (Debian, Ubuntu), or set [database] url")]
+    #[error(
+        "PostgreSQL is not installed: install it with `apt-get install postgresql` (Debian, Ubuntu), or set [database] url"
+    )]
     NotInstalled,
     /// Something else, in a sentence.
     #[error("{0}")]

@@ -10,8 +10,8 @@ use futures_util::Stream;
 use uuid::Uuid;
 
 use crate::model::{
-    Attempt, AttemptOutcome, BootEvent, BootSession, Client, Image, Lease, LeaseState, MacAddr, NetworkRange,
-    SessionStatus, Timestamp,
+    Attempt, AttemptOutcome, BootEvent, BootSession, Client, Image, Lease, LeaseState, MacAddr,
+    NetworkRange, SessionStatus, Timestamp,
 };
 
 pub mod embedded;
@@ -144,7 +144,10 @@ impl Catalog {
     ///
     /// # Errors
     /// When it can't be reached within `patience`, or refuses us.
-    pub async fn connect(options: &CatalogOptions, patience: Duration) -> Result<Self, CatalogError> {
+    pub async fn connect(
+        options: &CatalogOptions,
+        patience: Duration,
+    ) -> Result<Self, CatalogError> {
         let _ = (options, patience);
         later!()
     }
@@ -184,7 +187,13 @@ impl Catalog {
     ///
     /// # Errors
     /// As all.
-    pub async fn save_server(&self, id: Uuid, name: &str, addresses: &[Ipv4Addr], version: &str) -> Result<(), CatalogError> {
+    pub async fn save_server(
+        &self,
+        id: Uuid,
+        name: &str,
+        addresses: &[Ipv4Addr],
+        version: &str,
+    ) -> Result<(), CatalogError> {
         let _ = (id, name, addresses, version);
         later!()
     }
@@ -291,7 +300,11 @@ impl Catalog {
     }
 
     /// Clients by host name, streamed.
-    pub fn list_clients(&self, enabled_only: bool, page: Page) -> impl Stream<Item = Result<Client, CatalogError>> + Send + Unpin + 'static {
+    pub fn list_clients(
+        &self,
+        enabled_only: bool,
+        page: Page,
+    ) -> impl Stream<Item = Result<Client, CatalogError>> + Send + Unpin + 'static {
         let _ = (enabled_only, page);
         futures_util::stream::pending()
     }
@@ -343,7 +356,11 @@ impl Catalog {
     ///
     /// # Errors
     /// As all; then none was stored.
-    pub async fn commit_leases(&self, leases: &[Lease], server_id: Uuid) -> Result<Vec<bool>, CatalogError> {
+    pub async fn commit_leases(
+        &self,
+        leases: &[Lease],
+        server_id: Uuid,
+    ) -> Result<Vec<bool>, CatalogError> {
         let _ = (leases, server_id);
         later!()
     }
@@ -353,7 +370,14 @@ impl Catalog {
     ///
     /// # Errors
     /// As all.
-    pub async fn end_lease(&self, address: Ipv4Addr, mac: MacAddr, state: LeaseState, at: Timestamp, length_seconds: u32) -> Result<bool, CatalogError> {
+    pub async fn end_lease(
+        &self,
+        address: Ipv4Addr,
+        mac: MacAddr,
+        state: LeaseState,
+        at: Timestamp,
+        length_seconds: u32,
+    ) -> Result<bool, CatalogError> {
         let _ = (address, mac, state, at, length_seconds);
         later!()
     }
@@ -382,7 +406,13 @@ impl Catalog {
     ///
     /// # Errors
     /// As all.
-    pub async fn update_boot_session_status(&self, id: Uuid, status: SessionStatus, at: Timestamp, error_message: Option<&str>) -> Result<bool, CatalogError> {
+    pub async fn update_boot_session_status(
+        &self,
+        id: Uuid,
+        status: SessionStatus,
+        at: Timestamp,
+        error_message: Option<&str>,
+    ) -> Result<bool, CatalogError> {
         let _ = (id, status, at, error_message);
         later!()
     }
@@ -408,7 +438,10 @@ impl Catalog {
     ///
     /// # Errors
     /// As all.
-    pub async fn open_attempts(&self, server_id: Uuid) -> Result<Vec<(Attempt, Vec<BootEvent>, Option<BootSession>)>, CatalogError> {
+    pub async fn open_attempts(
+        &self,
+        server_id: Uuid,
+    ) -> Result<Vec<(Attempt, Vec<BootEvent>, Option<BootSession>)>, CatalogError> {
         let _ = server_id;
         later!()
     }
@@ -417,7 +450,11 @@ impl Catalog {
     ///
     /// # Errors
     /// As all.
-    pub async fn list_attempts(&self, filter: AttemptFilter, page: Page) -> Result<Vec<(Attempt, Option<BootSession>)>, CatalogError> {
+    pub async fn list_attempts(
+        &self,
+        filter: AttemptFilter,
+        page: Page,
+    ) -> Result<Vec<(Attempt, Option<BootSession>)>, CatalogError> {
         let _ = (filter, page);
         later!()
     }
@@ -426,7 +463,10 @@ impl Catalog {
     ///
     /// # Errors
     /// As all.
-    pub async fn get_attempt(&self, id: Uuid) -> Result<Option<(Attempt, Vec<BootEvent>, Option<BootSession>)>, CatalogError> {
+    pub async fn get_attempt(
+        &self,
+        id: Uuid,
+    ) -> Result<Option<(Attempt, Vec<BootEvent>, Option<BootSession>)>, CatalogError> {
         let _ = id;
         later!()
     }

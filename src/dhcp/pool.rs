@@ -42,7 +42,12 @@ impl Book {
     /// The facts for a request. Never hands out a reserved, excluded, held, leased or live
     /// address; the oldest run-out leases come last, and only those whose machine's session
     /// does not live.
-    pub fn look(&mut self, range: &NetworkRange, asker: &Asker<'_>, now: Timestamp) -> AddressFacts {
+    pub fn look(
+        &mut self,
+        range: &NetworkRange,
+        asker: &Asker<'_>,
+        now: Timestamp,
+    ) -> AddressFacts {
         let _ = (range, asker, now);
         unimplemented!()
     }
@@ -66,7 +71,13 @@ impl Book {
     }
 
     /// A few free addresses that no one has probed yet, to probe ahead of need.
-    pub fn to_probe(&mut self, range: &NetworkRange, is_reserved: &dyn Fn(Ipv4Addr) -> bool, count: usize, now: Timestamp) -> Vec<Ipv4Addr> {
+    pub fn to_probe(
+        &mut self,
+        range: &NetworkRange,
+        is_reserved: &dyn Fn(Ipv4Addr) -> bool,
+        count: usize,
+        now: Timestamp,
+    ) -> Vec<Ipv4Addr> {
         let _ = (range, is_reserved, count, now);
         unimplemented!()
     }

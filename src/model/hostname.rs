@@ -10,7 +10,9 @@ pub struct Hostname(String);
 
 /// Why a text is no host name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a host name has 1 to 63 letters, digits, hyphens and dots, and each part begins and ends with a letter or digit")]
+#[error(
+    "a host name has 1 to 63 letters, digits, hyphens and dots, and each part begins and ends with a letter or digit"
+)]
 pub struct BadHostname;
 
 impl Hostname {
@@ -75,10 +77,24 @@ mod tests {
             assert!(good.parse::<Hostname>().is_ok(), "{good}");
         }
         let long = "a".repeat(64);
-        for bad in ["", "-a", "a-", "a..b", "a b", "${x}", "a;b", "ä", "a\n", long.as_str()] {
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "a..b",
+            "a b",
+            "${x}",
+            "a;b",
+            "ä",
+            "a\n",
+            long.as_str(),
+        ] {
             assert!(bad.parse::<Hostname>().is_err(), "{bad}");
         }
-        assert_eq!(Hostname::from_wire(b"pc\0\0").map(|h| h.to_string()), Some("pc".into()));
+        assert_eq!(
+            Hostname::from_wire(b"pc\0\0").map(|h| h.to_string()),
+            Some("pc".into())
+        );
         assert_eq!(Hostname::from_wire(b"\0\0"), None);
         assert_eq!(Hostname::from_wire(b"\xff\xfe"), None);
     }

@@ -86,6 +86,8 @@ impl Image {
     /// The file of a role at a position, if the image has it.
     #[must_use]
     pub fn file(&self, role: FileRole, position: i32) -> Option<&ImageFile> {
-        self.files.iter().find(|f| f.role == role && f.position == position)
+        self.files
+            .iter()
+            .find(|f| f.role == role && f.position == position)
     }
 }

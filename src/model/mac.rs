@@ -95,7 +95,12 @@ mod tests {
     #[test]
     fn every_usual_spelling_means_the_same() {
         let want = MacAddr([0x52, 0x54, 0, 0xaa, 0xbb, 1]);
-        for text in ["52:54:00:aa:bb:01", "52-54-00-AA-BB-01", "5254.00aa.bb01", "525400AABB01"] {
+        for text in [
+            "52:54:00:aa:bb:01",
+            "52-54-00-AA-BB-01",
+            "5254.00aa.bb01",
+            "525400AABB01",
+        ] {
             assert_eq!(text.parse(), Ok(want), "{text}");
         }
         assert_eq!(want.to_string(), "52:54:00:aa:bb:01");
@@ -103,7 +108,16 @@ mod tests {
 
     #[test]
     fn what_is_no_mac_is_refused() {
-        for text in ["", "52:54:00:aa:bb", "52:54:00:aa:bb:0g", "52:54-00:aa:bb:01", "+2:54:00:aa:bb:01", "5254:00aa:bb01", "52:54:00:aa:bb:01:02", "ééé"] {
+        for text in [
+            "",
+            "52:54:00:aa:bb",
+            "52:54:00:aa:bb:0g",
+            "52:54-00:aa:bb:01",
+            "+2:54:00:aa:bb:01",
+            "5254:00aa:bb01",
+            "52:54:00:aa:bb:01:02",
+            "ééé",
+        ] {
             assert!(text.parse::<MacAddr>().is_err(), "{text}");
         }
     }

@@ -62,7 +62,10 @@ impl Directory {
     ///
     /// # Errors
     /// When reading the source or writing fails.
-    pub async fn stage<R: tokio::io::AsyncRead + Unpin>(&self, source: R) -> Result<Staged, StorageError> {
+    pub async fn stage<R: tokio::io::AsyncRead + Unpin>(
+        &self,
+        source: R,
+    ) -> Result<Staged, StorageError> {
         let _ = source;
         unimplemented!()
     }
@@ -72,7 +75,13 @@ impl Directory {
     ///
     /// # Errors
     /// When renaming or syncing fails.
-    pub async fn place(&self, staged: Staged, image: Uuid, role: FileRole, position: i32) -> Result<String, StorageError> {
+    pub async fn place(
+        &self,
+        staged: Staged,
+        image: Uuid,
+        role: FileRole,
+        position: i32,
+    ) -> Result<String, StorageError> {
         let _ = (staged, image, role, position);
         unimplemented!()
     }

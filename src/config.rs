@@ -1,0 +1,1 @@
+//! dls.toml and the environment become a checked [`Config`].
