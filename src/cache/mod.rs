@@ -5,6 +5,7 @@
 //! change. It never asks PostgreSQL on a packet's path.
 
 mod snapshot;
+mod view;
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use arc_swap::ArcSwap;
 
 use crate::catalog::{Catalog, CatalogError};
 pub use snapshot::Snapshot;
+pub use view::View;
 
 /// A handle on the current [`Snapshot`]; clones share it.
 #[derive(Debug, Clone)]
@@ -40,6 +42,12 @@ impl Cache {
     #[must_use]
     pub fn get(&self) -> Arc<Snapshot> {
         self.current.load_full()
+    }
+
+    /// The current snapshot, for those who have no business with the catalog.
+    #[must_use]
+    pub fn view(&self) -> View {
+        View::new(self.current.clone())
     }
 
     /// Reads the catalog again; when it returns, every change committed before the call holds.
