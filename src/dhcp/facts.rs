@@ -8,9 +8,9 @@ use std::sync::Arc;
 use ipnetwork::Ipv4Network;
 
 use super::decide::{AddressFacts, Arrival, BootFacts, Candidate, Facts, Loader, Port, Unknown};
-use super::pool::Asker;
 use super::flow::Core;
 use super::link::Link;
+use super::pool::Asker;
 use super::wire::{Request, RequestKind, Vendor};
 use crate::boot::session::Speaker;
 use crate::cache::Snapshot;
@@ -49,7 +49,8 @@ impl Case {
         let addresses = link.addresses();
         let unicast = addresses.iter().any(|address| address.ip() == to);
         let client = snapshot.client_by_mac(request.mac).cloned();
-        let (range, on_wire) = range_meant(&request, unicast, &addresses, client.as_deref(), snapshot);
+        let (range, on_wire) =
+            range_meant(&request, unicast, &addresses, client.as_deref(), snapshot);
         let server_ip = if unicast {
             to
         } else {
@@ -125,9 +126,9 @@ fn range_meant(
         client.and_then(|client| client.ip_address),
     ];
     let hinted = hints.into_iter().flatten().find_map(|hint| {
-        local
-            .iter()
-            .find(|(ip, range)| *ip == hint || (request.server_id != Some(hint) && range.network.contains(hint)))
+        local.iter().find(|(ip, range)| {
+            *ip == hint || (request.server_id != Some(hint) && range.network.contains(hint))
+        })
     });
     let served = || local.iter().find(|(_, range)| range.mode != RangeMode::Off);
     match hinted.or_else(served).or(local.first()) {

@@ -154,7 +154,13 @@ impl Core {
         let served = matches!(mode, Some(RangeMode::Full | RangeMode::Proxy));
         if kind == RequestKind::Discover && served && !case.noted {
             case.noted = true;
-            self.note(&case, snapshot, now, Evidence::Discover(speaker(&case.request)), None);
+            self.note(
+                &case,
+                snapshot,
+                now,
+                Evidence::Discover(speaker(&case.request)),
+                None,
+            );
         }
         self.register(&case, &decision, unknown, served, now);
         if let (Some(server), false) = (case.request.server_id, facts_are_ours(&case, &ours)) {
@@ -291,8 +297,13 @@ impl Core {
         }
         let core = self.clone();
         self.tasks.spawn(async move {
-            core.probe(&case.link, address, case.range.as_ref().map(|r| r.id), Some(mac))
-                .await;
+            core.probe(
+                &case.link,
+                address,
+                case.range.as_ref().map(|r| r.id),
+                Some(mac),
+            )
+            .await;
             core.gates().parked.remove(&mac);
             let snapshot = core.cache.get();
             core.consider(case, &snapshot);

@@ -20,14 +20,14 @@ const BOOTS_REMEMBERED: usize = 4096;
 
 /// Whom we have seen, and when we last said so.
 #[derive(Debug, Default)]
-pub struct Strangers {
+pub(super) struct Strangers {
     said: HashMap<Ipv4Addr, Timestamp>,
     boots: HashMap<(Uuid, Ipv4Addr), Timestamp>,
 }
 
 impl Strangers {
     /// Takes note; `true` if it should be logged now.
-    pub fn note(&mut self, server: Ipv4Addr, now: Timestamp) -> bool {
+    pub(super) fn note(&mut self, server: Ipv4Addr, now: Timestamp) -> bool {
         let quiet = TimeDelta::hours(1);
         match self.said.get(&server) {
             Some(said) if now - *said < quiet => false,
@@ -43,9 +43,15 @@ impl Strangers {
     }
 
     /// `true` the first time that this server is seen to answer this boot.
-    pub fn first_in_boot(&mut self, attempt: Uuid, server: Ipv4Addr, now: Timestamp) -> bool {
+    pub(super) fn first_in_boot(
+        &mut self,
+        attempt: Uuid,
+        server: Ipv4Addr,
+        now: Timestamp,
+    ) -> bool {
         if self.boots.len() >= BOOTS_REMEMBERED {
-            self.boots.retain(|_, at| now - *at < TimeDelta::minutes(10));
+            self.boots
+                .retain(|_, at| now - *at < TimeDelta::minutes(10));
             if self.boots.len() >= BOOTS_REMEMBERED {
                 return false;
             }

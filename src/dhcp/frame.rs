@@ -14,7 +14,7 @@ const UDP: u8 = 17;
 /// Builds an IPv4/UDP packet with both checksums; `None` if the payload does not fit into
 /// one (65,507 bytes).
 #[must_use]
-pub fn udp_packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn udp_packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Option<Vec<u8>> {
     let total = u16::try_from(IPV4_HEADER + UDP_HEADER + payload.len()).ok()?;
     let udp_length = total - IPV4_HEADER as u16;
 
@@ -47,7 +47,7 @@ pub fn udp_packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Optio
 /// virtual interfaces of one machine they are legally left unfinished. `None`: it is no
 /// whole UDP packet, or a fragment.
 #[must_use]
-pub fn udp_payload(packet: &[u8]) -> Option<(SocketAddrV4, SocketAddrV4, &[u8])> {
+pub(super) fn udp_payload(packet: &[u8]) -> Option<(SocketAddrV4, SocketAddrV4, &[u8])> {
     let first = *packet.first()?;
     let header = usize::from(first & 0x0f) * 4;
     let total = usize::from(be16(packet, 2)?);
@@ -67,22 +67,22 @@ pub fn udp_payload(packet: &[u8]) -> Option<(SocketAddrV4, SocketAddrV4, &[u8])>
 
 /// An ARP message for IPv4 over Ethernet (RFC 826).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Arp {
+pub(super) struct Arp {
     /// Asks (1) or tells (2).
-    pub operation: ArpOperation,
+    pub(super) operation: ArpOperation,
     /// Who sends it.
-    pub sender_mac: MacAddr,
+    pub(super) sender_mac: MacAddr,
     /// Its address; 0.0.0.0 in a probe.
-    pub sender_ip: Ipv4Addr,
+    pub(super) sender_ip: Ipv4Addr,
     /// Zero in a question.
-    pub target_mac: MacAddr,
+    pub(super) target_mac: MacAddr,
     /// The address that is asked for, or whom it is told to.
-    pub target_ip: Ipv4Addr,
+    pub(super) target_ip: Ipv4Addr,
 }
 
 /// What an ARP message does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ArpOperation {
+pub(super) enum ArpOperation {
     /// 1
     Request,
     /// 2
@@ -93,7 +93,7 @@ impl Arp {
     /// RFC 5227 section 1.1: a probe carries no sender address, so that it spoils nobody's
     /// ARP cache.
     #[must_use]
-    pub fn probe(our_mac: MacAddr, address: Ipv4Addr) -> Self {
+    pub(super) fn probe(our_mac: MacAddr, address: Ipv4Addr) -> Self {
         Self {
             operation: ArpOperation::Request,
             sender_mac: our_mac,
@@ -106,7 +106,7 @@ impl Arp {
     /// The address whose use this message gives away: the sender's, or, in another
     /// machine's probe, the one that it is about to use (RFC 5227 section 2.1.1).
     #[must_use]
-    pub fn claims(&self) -> Ipv4Addr {
+    pub(super) fn claims(&self) -> Ipv4Addr {
         if self.sender_ip.is_unspecified() {
             self.target_ip
         } else {
@@ -116,7 +116,7 @@ impl Arp {
 
     /// The 28 bytes.
     #[must_use]
-    pub fn encode(&self) -> [u8; 28] {
+    pub(super) fn encode(&self) -> [u8; 28] {
         let operation = match self.operation {
             ArpOperation::Request => 1,
             ArpOperation::Reply => 2,
@@ -132,7 +132,7 @@ impl Arp {
 
     /// Reads one; `None` for any other hardware, protocol, operation or length.
     #[must_use]
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let operation = match bytes.get(..8)? {
             [0, 1, 8, 0, 6, 4, 0, 1] => ArpOperation::Request,
             [0, 1, 8, 0, 6, 4, 0, 2] => ArpOperation::Reply,

@@ -51,7 +51,7 @@ impl Selection {
 ///
 /// # Errors
 /// When the kernel does not tell.
-pub fn list() -> io::Result<Vec<Interface>> {
+pub(super) fn list() -> io::Result<Vec<Interface>> {
     let mut links: Vec<(String, u32, MacAddr)> = Vec::new();
     let mut addresses: Vec<(String, Ipv4Network)> = Vec::new();
     for entry in getifaddrs()? {

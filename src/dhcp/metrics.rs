@@ -110,7 +110,9 @@ impl DhcpMetrics {
         for dropped in Dropped::ALL {
             let _ = made.silence(dropped.as_str());
         }
-        let naks = NakReason::ALL.iter().map(|n| (ReplyKind::Nak(*n), Shape::Nak));
+        let naks = NakReason::ALL
+            .iter()
+            .map(|n| (ReplyKind::Nak(*n), Shape::Nak));
         let answers = [
             (ReplyKind::Offer, Shape::Full),
             (ReplyKind::Offer, Shape::Proxy),
@@ -243,7 +245,7 @@ impl DhcpMetrics {
 
 /// The word of a refusal, in metrics and in the timeline.
 #[must_use]
-pub const fn refusal_word(refusal: &BootRefusal) -> &'static str {
+pub(super) const fn refusal_word(refusal: &BootRefusal) -> &'static str {
     match refusal {
         BootRefusal::LoaderMissing { .. } => "loader_missing",
         BootRefusal::UnknownIgnored => "unknown_ignored",

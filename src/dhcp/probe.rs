@@ -24,7 +24,7 @@ const AGAIN: Duration = Duration::from_millis(70);
 
 /// What a probe has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Probed {
+pub(super) enum Probed {
     /// Nobody answered.
     Free,
     /// This station did.
@@ -33,7 +33,7 @@ pub enum Probed {
 
 /// The ARP side of one interface.
 #[derive(Debug)]
-pub struct Prober {
+pub(super) struct Prober {
     socket: PacketSocket,
     our_mac: MacAddr,
     waiting: Mutex<HashMap<Ipv4Addr, broadcast::Sender<MacAddr>>>,
@@ -44,7 +44,7 @@ impl Prober {
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub fn open(index: u32, our_mac: MacAddr) -> io::Result<Self> {
+    pub(super) fn open(index: u32, our_mac: MacAddr) -> io::Result<Self> {
         Ok(Self {
             socket: PacketSocket::open(index, Traffic::Arp)?,
             our_mac,
@@ -56,7 +56,7 @@ impl Prober {
     ///
     /// # Errors
     /// When the question can't be sent.
-    pub async fn probe(&self, address: Ipv4Addr) -> io::Result<Probed> {
+    pub(super) async fn probe(&self, address: Ipv4Addr) -> io::Result<Probed> {
         let mut answer = {
             let mut waiting = self.lock();
             waiting
@@ -92,7 +92,7 @@ impl Prober {
     ///
     /// # Errors
     /// Always ends in one.
-    pub async fn listen(&self) -> io::Result<()> {
+    pub(super) async fn listen(&self) -> io::Result<()> {
         loop {
             let bytes = self.socket.receive().await?;
             let Some(arp) = Arp::parse(&bytes) else {
@@ -108,9 +108,7 @@ impl Prober {
         }
     }
 
-    fn lock(
-        &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<Ipv4Addr, broadcast::Sender<MacAddr>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Ipv4Addr, broadcast::Sender<MacAddr>>> {
         self.waiting
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)

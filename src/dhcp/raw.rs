@@ -15,7 +15,7 @@ use crate::model::MacAddr;
 
 /// What a packet socket carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Traffic {
+pub(super) enum Traffic {
     /// ARP, all of it.
     Arp,
     /// IPv4: sends anything, receives UDP to this port.
@@ -34,7 +34,7 @@ impl Traffic {
 /// A packet socket on one interface. It sends and receives from the network layer on; the
 /// kernel writes and strips Ethernet's header.
 #[derive(Debug)]
-pub struct PacketSocket {
+pub(super) struct PacketSocket {
     socket: AsyncFd<Inner>,
     ether_type: u16,
     index: u32,
@@ -61,7 +61,7 @@ impl PacketSocket {
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub fn open(index: u32, traffic: Traffic) -> io::Result<Self> {
+    pub(super) fn open(index: u32, traffic: Traffic) -> io::Result<Self> {
         // Protocol 0 receives nothing until the filter is in place and `bind` names it, so
         // that no packet of another kind slips in between.
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(0)))?;
@@ -70,8 +70,13 @@ impl PacketSocket {
             socket.attach_filter(&udp_port_filter(port))?;
         }
         socket.bind(&link_address(index, traffic.ether_type(), None))?;
+        #[expect(
+            unsafe_code,
+            reason = "the socket owns its descriptor, and nothing closes or replaces it"
+        )]
+        let socket = unsafe { AsyncFd::register(Inner(socket))? };
         Ok(Self {
-            socket: AsyncFd::new(Inner(socket))?,
+            socket,
             ether_type: traffic.ether_type(),
             index,
         })
@@ -81,7 +86,7 @@ impl PacketSocket {
     ///
     /// # Errors
     /// The kernel's, `WouldBlock` among them.
-    pub fn send(&self, to: Option<MacAddr>, packet: &[u8]) -> io::Result<()> {
+    pub(super) fn send(&self, to: Option<MacAddr>, packet: &[u8]) -> io::Result<()> {
         let to = to.unwrap_or(MacAddr([0xff; 6]));
         let address = link_address(self.index, self.ether_type, Some(to));
         self.socket
@@ -95,7 +100,7 @@ impl PacketSocket {
     ///
     /// # Errors
     /// The kernel's.
-    pub async fn receive(&self) -> io::Result<Vec<u8>> {
+    pub(super) async fn receive(&self) -> io::Result<Vec<u8>> {
         let mut buffer = [MaybeUninit::<u8>::uninit(); 2048];
         loop {
             let mut ready = self.socket.readable().await?;

@@ -57,10 +57,7 @@ pub(super) struct Registrar {
 }
 
 impl Registrar {
-    pub(super) fn new(
-        policy: UnknownClients,
-        now: Timestamp,
-    ) -> (Self, mpsc::Receiver<Client>) {
+    pub(super) fn new(policy: UnknownClients, now: Timestamp) -> (Self, mpsc::Receiver<Client>) {
         let (queue, receiver) = mpsc::channel(usize::try_from(BURST).unwrap_or(256));
         let registrar = Self {
             policy,
@@ -230,7 +227,10 @@ mod tests {
         assert_eq!(registrar.stance(mac(2), &snapshot, now), Unknown::Register);
         registrar.begin(mac(2), None, now);
         assert_eq!(registrar.stance(mac(2), &snapshot, now), Unknown::Register);
-        assert_eq!(registrar.stance(mac(3), &snapshot, now), Unknown::CapReached);
+        assert_eq!(
+            registrar.stance(mac(3), &snapshot, now),
+            Unknown::CapReached
+        );
     }
 
     #[test]
@@ -242,9 +242,15 @@ mod tests {
             registrar.begin(MacAddr([2, 0, 0, 0, (n >> 8) as u8, n as u8]), None, now);
         }
         let newcomer = MacAddr([4, 0, 0, 0, 0, 1]);
-        assert_eq!(registrar.stance(newcomer, &snapshot, now), Unknown::CapReached);
+        assert_eq!(
+            registrar.stance(newcomer, &snapshot, now),
+            Unknown::CapReached
+        );
         let later = now + REFILL;
-        assert_eq!(registrar.stance(newcomer, &snapshot, later), Unknown::Register);
+        assert_eq!(
+            registrar.stance(newcomer, &snapshot, later),
+            Unknown::Register
+        );
     }
 
     #[test]

@@ -191,7 +191,7 @@ impl DhcpServer {
     }
 
     /// Serves until cancelled; then leases that are under way are stored and acknowledged.
-    pub async fn run(mut self, cancel: CancellationToken) {
+    pub async fn run(self, cancel: CancellationToken) {
         // Before leases are known, every address would look free.
         while !self.committer.read_all().await {
             tokio::select! {
@@ -302,7 +302,10 @@ impl Following {
                 .get(name.as_str())
                 .is_some_and(|interface| link.is(interface));
             if !stays {
-                tracing::info!(interface = name, "DHCP stopped: the interface is gone or no longer served");
+                tracing::info!(
+                    interface = name,
+                    "DHCP stopped: the interface is gone or no longer served"
+                );
                 link.cancel.cancel();
             }
             stays

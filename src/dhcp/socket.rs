@@ -10,23 +10,24 @@ use nix::sys::socket::{
     sockopt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
 
 /// A datagram as it came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Received {
+pub(super) struct Received {
     /// Bytes in the buffer.
-    pub length: usize,
+    pub(super) length: usize,
     /// Who sent it.
-    pub from: SocketAddrV4,
+    pub(super) from: SocketAddrV4,
     /// Where it was sent to: one of our addresses, or a broadcast address.
-    pub to: Ipv4Addr,
+    pub(super) to: Ipv4Addr,
 }
 
 /// A UDP socket on all addresses of one interface.
 #[derive(Debug)]
-pub struct DeviceSocket {
-    socket: AsyncFd<std::net::UdpSocket>,
+pub(super) struct DeviceSocket {
+    socket: UdpSocket,
     index: u32,
 }
 
@@ -37,7 +38,7 @@ impl DeviceSocket {
     ///
     /// # Errors
     /// The kernel's: `AddrInUse` where another program has the port.
-    pub fn bind(device: &str, index: u32, port: u16) -> io::Result<Self> {
+    pub(super) fn bind(device: &str, index: u32, port: u16) -> io::Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
         socket.set_nonblocking(true)?;
         socket.set_broadcast(true)?;
@@ -48,7 +49,7 @@ impl DeviceSocket {
         let _ = socket.set_recv_buffer_size(4 << 20);
         socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into())?;
         Ok(Self {
-            socket: AsyncFd::new(socket.into())?,
+            socket: UdpSocket::from_std(socket.into())?,
             index,
         })
     }
@@ -57,14 +58,11 @@ impl DeviceSocket {
     ///
     /// # Errors
     /// The kernel's, as when the interface is gone.
-    pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        loop {
-            // Readiness lasts until a try finds nothing: under load no wait costs a system call.
-            let mut ready = self.socket.readable().await?;
-            if let Ok(received) = ready.try_io(|_| self.receive_now(buffer)) {
-                return received;
-            }
-        }
+    pub(super) async fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
+        // Readiness lasts until a try finds nothing: under load no wait costs a system call.
+        self.socket
+            .async_io(Interest::READABLE, || self.receive_now(buffer))
+            .await
     }
 
     fn receive_now(&self, buffer: &mut [u8]) -> io::Result<Received> {
@@ -95,7 +93,7 @@ impl DeviceSocket {
     ///
     /// # Errors
     /// The kernel's, `WouldBlock` among them.
-    pub fn send(&self, from: Ipv4Addr, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
+    pub(super) fn send(&self, from: Ipv4Addr, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
         let info = libc::in_pktinfo {
             ipi_ifindex: libc::c_int::try_from(self.index).unwrap_or_default(),
             ipi_spec_dst: libc::in_addr {
