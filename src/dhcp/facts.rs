@@ -72,7 +72,7 @@ impl Case {
 
     /// A boot request: a ROM's or iPXE's.
     pub(super) fn is_boot(&self) -> bool {
-        speaker(&self.request) != Speaker::Os
+        self.request.is_boot()
     }
 
     /// Behind a relay there is no ARP for us.
@@ -187,7 +187,7 @@ impl Core {
                 .as_ref()
                 .and_then(|client| client.ip_address)
                 .filter(|address| range.is_host(*address)),
-            requested: request.requested.or(request.ciaddr),
+            requested: request.asked(),
             is_reserved: &is_reserved,
             is_live: &is_live,
         };

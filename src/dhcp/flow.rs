@@ -3,7 +3,7 @@
 //! All of it is synchronous and in memory; what must wait (the database, ARP) is handed to
 //! the committer or to a task, and comes back here. Policy belongs to `decide`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,13 +15,13 @@ use uuid::Uuid;
 
 use super::commit::{Ending, Operation, Verdict};
 use super::decide::{
-    Boot, BootRefusal, Decision, Destination, Loader, NakReason, Port, Reply, ReplyKind, Shape,
-    Silence, Unknown, decide,
+    Boot, BootRefusal, DECLINE_SECONDS, Decision, Destination, Loader, NakReason, Port, Reply,
+    ReplyKind, Shape, Silence, Unknown, boot_part, decide,
 };
 use super::facts::{Case, speaker};
 use super::foreign::Strangers;
 use super::link::Link;
-use super::metrics::{DhcpMetrics, Dropped, ProbeOutcome, refusal_word};
+use super::metrics::{DhcpMetrics, Dropped, ProbeOutcome, Registration};
 use super::pool::Book;
 use super::probe::Probed;
 use super::registrar::Registrar;
@@ -37,16 +37,8 @@ use crate::model::{Arch, Lease, LeaseState, MacAddr, RangeMode, Timestamp};
 /// How long an offer is held for its machine: longer than a ROM takes to come back.
 const OFFER_SECONDS: i64 = 60;
 
-/// How long an address stays out that somebody else was found to use.
-pub(super) const QUARANTINE_SECONDS: u32 = 3600;
-
 /// Packets that wait for ARP, at most.
 const PARKED: usize = 1024;
-
-/// DECLINEs that one machine may send within [`DECLINE_WINDOW`], and all machines together.
-const DECLINES_EACH: u32 = 8;
-const DECLINES_ALL: usize = 256;
-const DECLINE_WINDOW: TimeDelta = TimeDelta::hours(1);
 
 /// Which loader an architecture gets; the files' business, asked per packet.
 pub type LoaderLookup = Arc<dyn Fn(Arch) -> Loader + Send + Sync>;
@@ -77,28 +69,13 @@ pub(super) struct Core {
     pub(super) strangers: Mutex<Strangers>,
 }
 
-/// Machines that must wait, or have asked too much.
+/// Machines whose packets must wait.
 #[derive(Debug, Default)]
 pub(super) struct Gates {
     /// Their lease is being stored.
     in_flight: HashSet<MacAddr>,
     /// An address is being probed for them.
     parked: HashSet<MacAddr>,
-    declines: HashMap<MacAddr, (u32, Timestamp)>,
-}
-
-impl Gates {
-    /// Counts a DECLINE; `false` if it is one too many.
-    fn may_decline(&mut self, mac: MacAddr, now: Timestamp) -> bool {
-        self.declines
-            .retain(|_, (_, since)| now - *since < DECLINE_WINDOW);
-        if self.declines.len() >= DECLINES_ALL && !self.declines.contains_key(&mac) {
-            return false;
-        }
-        let (count, _) = self.declines.entry(mac).or_insert((0, now));
-        *count += 1;
-        *count <= DECLINES_EACH
-    }
 }
 
 impl Core {
@@ -145,7 +122,8 @@ impl Core {
         let decision = decide(&case.request, &facts, now);
         let lease = facts.address.lease.clone();
         let unknown = facts.boot.unknown;
-        let refusal = refusal_of(&facts.boot.loader, unknown, case.client.is_none());
+        let (_, refusal) = boot_part(&case.request, &facts);
+        let is_ours = facts.arrival.is_ours;
         tracing::debug!(
             interface = case.link.name, client.mac = %mac, ?kind, xid = case.request.xid, ?decision,
             "decided"
@@ -163,7 +141,7 @@ impl Core {
             );
         }
         self.register(&case, &decision, unknown, served, now);
-        if let (Some(server), false) = (case.request.server_id, facts_are_ours(&case, &ours)) {
+        if let (Some(server), false) = (case.request.server_id, is_ours) {
             self.hear_of(&case, server, mode, now);
         }
         match decision {
@@ -175,12 +153,11 @@ impl Core {
                 self.note(&case, snapshot, now, Evidence::Released, Some(address));
             }
             Decision::Decline(address) => {
-                if self.gates().may_decline(mac, now) {
-                    tracing::warn!(client.mac = %mac, %address, "the client found its address in use: kept out for an hour");
-                    self.end(&case, lease, address, LeaseState::Declined, now);
-                } else {
-                    self.keep_silent(&case, snapshot, Silence::DeclineFlood, None, now);
-                }
+                tracing::warn!(
+                    client.mac = %mac, %address,
+                    "the client found its address in use: kept out for an hour"
+                );
+                self.end(&case, lease, address, LeaseState::Declined, now);
             }
         }
     }
@@ -218,9 +195,7 @@ impl Core {
             Unknown::Register => self
                 .registrar
                 .begin(case.request.mac, case.request.arch, now),
-            Unknown::CapReached => self
-                .metrics
-                .registered(super::metrics::Registration::CapReached),
+            Unknown::CapReached => self.metrics.registered(Registration::CapReached),
             Unknown::Ignore => {}
         }
     }
@@ -273,6 +248,7 @@ impl Core {
             | Silence::NotABoot
             | Silence::NoRecord
             | Silence::NotItsLease
+            | Silence::Senseless
             | Silence::WrongPort => {}
         }
     }
@@ -280,6 +256,9 @@ impl Core {
     /// Asks by ARP in a task of its own, then considers the packet again.
     fn park(self: &Arc<Self>, mut case: Case, address: Ipv4Addr, now: Timestamp) {
         let mac = case.request.mac;
+        let Some(range) = case.range.as_ref().map(|range| range.id) else {
+            return;
+        };
         {
             let mut gates = self.gates();
             if case.probes_left == 0 || gates.parked.len() >= PARKED {
@@ -316,7 +295,7 @@ impl Core {
         &self,
         link: &Link,
         address: Ipv4Addr,
-        range: Option<Uuid>,
+        range: Uuid,
         machine: Option<MacAddr>,
     ) {
         let found = link.prober.probe(address).await;
@@ -328,12 +307,9 @@ impl Core {
                     interface = link.name, %address, station = %station,
                     "a free address is in use by a machine that has no lease of it: kept out for an hour"
                 );
-                if let (Some(range), Some(mac)) = (range, machine) {
-                    self.book().unhold(range, mac);
-                }
-                if let Some(range) = range {
-                    self.quarantine(range, address, station, now);
-                }
+                let until = now + TimeDelta::seconds(i64::from(DECLINE_SECONDS));
+                self.book().probed_used(address, until);
+                self.quarantine(range, address, station, now);
             }
             Ok(Probed::Free | Probed::InUse(_)) => {
                 self.metrics.probed(ProbeOutcome::Free);
@@ -357,7 +333,7 @@ impl Core {
             hostname: None,
             state: LeaseState::Declined,
             starts_at: now,
-            length_seconds: QUARANTINE_SECONDS,
+            length_seconds: DECLINE_SECONDS,
             relay_information: None,
         };
         self.book().put(lease.clone());
@@ -384,7 +360,7 @@ impl Core {
             return;
         };
         let length_seconds = match state {
-            LeaseState::Declined => QUARANTINE_SECONDS,
+            LeaseState::Declined => DECLINE_SECONDS,
             LeaseState::Active | LeaseState::Released => ended.length_seconds,
         };
         ended.state = state;
@@ -415,9 +391,12 @@ impl Core {
         };
         let mac = case.request.mac;
         let until = now + TimeDelta::seconds(OFFER_SECONDS);
-        self.book().hold(range_id, mac, address, until);
+        if !self.book().hold(range_id, mac, address, until) {
+            // Between the look and now another interface's packet has taken it.
+            self.drop_case(&case, Dropped::Contended);
+            return;
+        }
         if reply.kind != ReplyKind::Ack {
-            case.link.restock.notify_one();
             self.answer(&case, snapshot, reply, now);
             return;
         }
@@ -567,11 +546,10 @@ impl Core {
 
     fn refuse(&self, case: &Case, snapshot: &Snapshot, refusal: &BootRefusal, now: Timestamp) {
         self.metrics.refused(refusal);
-        let sentence = refusal_sentence(refusal, case.request.arch);
-        tracing::info!(client.mac = %case.request.mac, reason = refusal_word(refusal), "{sentence}");
+        tracing::info!(client.mac = %case.request.mac, reason = refusal.as_str(), "{refusal}");
         let refused = Evidence::Refused {
-            reason: refusal_word(refusal),
-            sentence,
+            reason: refusal.as_str(),
+            sentence: refusal.to_string(),
             // A machine that waits to be registered has not failed.
             fatal: matches!(refusal, BootRefusal::LoaderMissing { .. }),
         };
@@ -692,84 +670,4 @@ impl Core {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// True if the server that the request names is this one.
-fn facts_are_ours(case: &Case, ours: &HashSet<Ipv4Addr>) -> bool {
-    case.request.server_id.is_some_and(|server| {
-        ours.contains(&server) || case.request.server_id_override == Some(server)
-    })
-}
-
-/// Why there is nothing to boot with, for a decision that could not carry it.
-fn refusal_of(loader: &Loader, unknown: Unknown, is_unknown: bool) -> Option<BootRefusal> {
-    match (is_unknown, unknown, loader) {
-        (true, Unknown::Ignore, _) => Some(BootRefusal::UnknownIgnored),
-        (true, Unknown::CapReached, _) => Some(BootRefusal::UnknownCap),
-        (_, _, Loader::Missing { wanted, directory }) => Some(BootRefusal::LoaderMissing {
-            wanted,
-            directory: directory.clone(),
-        }),
-        (_, _, Loader::Found(_)) => None,
-    }
-}
-
-/// For people: in the timeline and in the log.
-fn refusal_sentence(refusal: &BootRefusal, arch: Option<Arch>) -> String {
-    let arch = arch.unwrap_or(Arch::Bios);
-    match refusal {
-        BootRefusal::LoaderMissing { wanted, directory } => match wanted {
-            [] => format!("no loader is known for a machine of architecture {arch}"),
-            names => format!(
-                "no loader for {arch} is installed: put {} into {directory}",
-                names.join(" or ")
-            ),
-        },
-        BootRefusal::UnknownIgnored => {
-            "the machine is not registered, and unknown_clients is \"ignore\"".to_owned()
-        }
-        BootRefusal::UnknownCap => {
-            "the machine is not registered, and too many unknown machines wait already".to_owned()
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_machine_declines_so_often_and_no_more() {
-        let mut gates = Gates::default();
-        let (mac, start) = (MacAddr([2, 0, 0, 0, 0, 1]), Timestamp::UNIX_EPOCH);
-        for _ in 0..DECLINES_EACH {
-            assert!(gates.may_decline(mac, start));
-        }
-        assert!(!gates.may_decline(mac, start));
-        assert!(gates.may_decline(mac, start + DECLINE_WINDOW));
-    }
-
-    #[test]
-    fn many_machines_together_decline_so_often_and_no_more() {
-        let mut gates = Gates::default();
-        let allowed = (0..2000_u32)
-            .filter(|n| {
-                let [a, b, c, d] = n.to_be_bytes();
-                gates.may_decline(MacAddr([2, 0, a, b, c, d]), Timestamp::UNIX_EPOCH)
-            })
-            .count();
-        assert_eq!(allowed, DECLINES_ALL);
-    }
-
-    #[test]
-    fn a_refusal_says_which_file_to_put_where() {
-        let missing = BootRefusal::LoaderMissing {
-            wanted: Arch::Bios.loaders(),
-            directory: "/usr/lib/ipxe".to_owned(),
-        };
-        assert_eq!(
-            refusal_sentence(&missing, Some(Arch::Bios)),
-            "no loader for bios is installed: put undionly.kpxe into /usr/lib/ipxe"
-        );
-    }
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use ipnetwork::Ipv4Network;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::decide::{Destination, Port};
@@ -98,8 +97,6 @@ pub(super) struct Link {
     /// Sends to machines without an address; hears what other servers tell clients.
     pub(super) frames: PacketSocket,
     pub(super) prober: Prober,
-    /// An offer was made: look whether addresses should be probed ahead.
-    pub(super) restock: Notify,
     pub(super) cancel: CancellationToken,
 }
 
@@ -154,7 +151,6 @@ impl Link {
             mac: interface.mac,
             addresses: ArcSwap::from_pointee(interface.addresses.clone()),
             ports,
-            restock: Notify::new(),
             cancel,
         })
     }

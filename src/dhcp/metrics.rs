@@ -29,6 +29,8 @@ words! {
         SendFailed = "send_failed",
         /// The interface has no address to answer from.
         NoAddress = "no_address",
+        /// Another interface's packet took the address in the same instant.
+        Contended = "contended",
         /// A server's packet on the servers' port.
         ServersReply = "servers_reply",
     }
@@ -208,9 +210,7 @@ impl DhcpMetrics {
     }
 
     pub(super) fn refused(&self, refusal: &BootRefusal) {
-        self.refusals
-            .get_or_create(&reason(refusal_word(refusal)))
-            .inc();
+        self.refusals.get_or_create(&reason(refusal.as_str())).inc();
     }
 
     pub(super) fn probed(&self, outcome: ProbeOutcome) {
@@ -240,16 +240,6 @@ impl DhcpMetrics {
 
     fn silence(&self, word: &'static str) -> Counter {
         self.silences.get_or_create_owned(&reason(word))
-    }
-}
-
-/// The word of a refusal, in metrics and in the timeline.
-#[must_use]
-pub(super) const fn refusal_word(refusal: &BootRefusal) -> &'static str {
-    match refusal {
-        BootRefusal::LoaderMissing { .. } => "loader_missing",
-        BootRefusal::UnknownIgnored => "unknown_ignored",
-        BootRefusal::UnknownCap => "unknown_cap",
     }
 }
 

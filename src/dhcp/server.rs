@@ -29,7 +29,7 @@ use super::interfaces::{self, Interface};
 use super::link::Link;
 pub use super::link::{BindError, Ports};
 pub use super::metrics::DhcpMetrics;
-use super::pool::Book;
+use super::pool::{Book, PROBED_FOR};
 use super::registrar::Registrar;
 pub use super::registrar::UnknownClients;
 use super::wire::{self, Packet};
@@ -42,8 +42,12 @@ use crate::model::{Client, RangeMode};
 /// Operations on leases that may wait for the database.
 const QUEUE: usize = 16_384;
 
-/// Free addresses that are kept probed per pool network, so that first offers are instant.
+/// Free addresses that are probed ahead in one go, so that first offers are instant.
 const STOCK: usize = 32;
+
+/// How many of them in the time that a probe is believed: a large pool is not asked for
+/// whole, for every question is a broadcast.
+const STOCK_IN_ALL: usize = 512;
 
 /// How often interfaces are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -401,31 +405,34 @@ async fn listen_for_arp(link: Arc<Link>) {
 
 /// Probes some free addresses ahead of need.
 async fn keep_stock(core: Arc<Core>, link: Arc<Link>) {
+    let mut begun = core.clock.now();
+    let mut asked = 0;
     loop {
         let snapshot = core.cache.get();
         let ours = core.ours.load_full();
         let now = core.clock.now();
+        if now - begun >= PROBED_FOR {
+            (begun, asked) = (now, 0);
+        }
         let mut probes = JoinSet::new();
         for address in link.addresses().iter() {
             let Some(range) = snapshot.range_of(address.ip()) else {
                 continue;
             };
-            if range.mode != RangeMode::Full {
+            if range.mode != RangeMode::Full || asked >= STOCK_IN_ALL {
                 continue;
             }
             let reserved = |address| keep_out(&snapshot, &ours, address);
             let next = core.book().to_probe(range, &reserved, STOCK, now);
+            asked += next.len();
             for address in next {
                 let (core, link, range) = (core.clone(), link.clone(), range.id);
-                probes.spawn(async move { core.probe(&link, address, Some(range), None).await });
+                probes.spawn(async move { core.probe(&link, address, range, None).await });
             }
         }
         let done = async {
             while probes.join_next().await.is_some() {}
-            tokio::select! {
-                () = link.restock.notified() => {}
-                () = tokio::time::sleep(LOOK) => {}
-            }
+            tokio::time::sleep(LOOK).await;
         };
         tokio::select! {
             () = link.cancel.cancelled() => return,

@@ -400,11 +400,7 @@ impl Book {
             }
             self.indexes.insert(range.id, index);
         }
-        while let Some(address) = self
-            .indexes
-            .get(&range.id)
-            .and_then(|i| i.stale_offer(now))
-        {
+        while let Some(address) = self.indexes.get(&range.id).and_then(|i| i.stale_offer(now)) {
             match self.offers.get(&address).copied() {
                 Some(offer) => self.unhold(offer.range_id, offer.mac),
                 None => self.refile(address),
