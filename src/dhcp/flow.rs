@@ -269,20 +269,12 @@ impl Core {
             gates.parked.insert(mac);
         }
         case.probes_left -= 1;
-        if let Some(range) = &case.range {
-            // Nobody else is offered it meanwhile.
-            let until = now + TimeDelta::seconds(OFFER_SECONDS);
-            self.book().hold(range.id, mac, address, until);
-        }
+        // Nobody else is offered it meanwhile.
+        let until = now + TimeDelta::seconds(OFFER_SECONDS);
+        self.book().hold(range, mac, address, until);
         let core = self.clone();
         self.tasks.spawn(async move {
-            core.probe(
-                &case.link,
-                address,
-                case.range.as_ref().map(|r| r.id),
-                Some(mac),
-            )
-            .await;
+            core.probe(&case.link, address, range, Some(mac)).await;
             core.gates().parked.remove(&mac);
             let snapshot = core.cache.get();
             core.consider(case, &snapshot);

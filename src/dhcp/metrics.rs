@@ -139,9 +139,9 @@ impl DhcpMetrics {
         made
     }
 
-    /// Names them in a registry (the application's, served at `/metrics`).
+    /// Names them in a registry (the application's, whose names begin with `dls_`).
     pub fn register(&self, registry: &mut Registry) {
-        let registry = registry.sub_registry_with_prefix("dls_dhcp");
+        let registry = registry.sub_registry_with_prefix("dhcp");
         registry.register(
             "requests",
             "Client messages taken in, by type",
@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn every_series_is_there_from_the_start() {
-        let mut registry = Registry::default();
+        let mut registry = Registry::with_prefix("dls");
         DhcpMetrics::new().register(&mut registry);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
