@@ -147,11 +147,6 @@ pub enum Outcome {
     /// All was sent, but the end of it never acknowledged: its last ACK was lost, or the
     /// client died at the very end.
     Unconfirmed,
-    /// The client's port is closed (ICMP).
-    Gone {
-        /// The first block that was not acknowledged; 0 for the OACK.
-        block: u64,
-    },
     /// It went on, but too slowly to hold its place.
     TooSlow {
         /// The first block that was not acknowledged.
@@ -193,8 +188,6 @@ pub struct Machine {
     last_sent_at: Duration,
     /// Progress after a retransmission, how often.
     recoveries: u32,
-    /// ICMP errors without progress.
-    refusals: u32,
     /// ACKs that came again too soon to tell of a gap.
     echoes: u32,
     trip: Trip,
@@ -263,7 +256,6 @@ impl Machine {
             first_sent_at: Duration::ZERO,
             last_sent_at: Duration::ZERO,
             recoveries: 0,
-            refusals: 0,
             echoes: 0,
             trip: Trip::unknown(),
             counts: Counts::default(),
@@ -371,22 +363,6 @@ impl Machine {
         })
     }
 
-    /// The network says that nobody listens on the client's port. Once may be an old packet's
-    /// echo or a forgery; twice without an ACK in between is the end.
-    pub fn on_refused(&mut self) -> Step {
-        self.refusals += 1;
-        if self.refusals < 2 {
-            return Step::Wait;
-        }
-        Step::End(if self.all_sent() {
-            Outcome::Unconfirmed
-        } else {
-            Outcome::Gone {
-                block: self.waiting_for(),
-            }
-        })
-    }
-
     /// The deadline has passed (or has not: then nothing happens).
     pub fn on_timer(&mut self, now: Duration) -> Step {
         if now >= self.end_of_patience() {
@@ -473,7 +449,6 @@ impl Machine {
         }
         self.heard = true;
         self.sends = 0;
-        self.refusals = 0;
     }
 
     /// Sends a window behind the last block that was acknowledged.

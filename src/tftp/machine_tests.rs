@@ -216,12 +216,6 @@ fn a_lost_last_ack_ends_quietly() {
         }
     }
     assert_eq!(sends, SENDS);
-    // With a closed port behind it, it ends sooner.
-    let mut m = machine(&[], 700);
-    m.start(ms(0));
-    m.on_ack(1, ms(1));
-    assert_eq!(m.on_refused(), Step::Wait);
-    assert_eq!(m.on_refused(), Step::End(Outcome::Unconfirmed));
 }
 
 /// RFC 6298, RFC 2349; reliability case 9: first retry within a second, back-off, six sends.
@@ -308,18 +302,6 @@ fn a_crawling_transfer_ends() {
     };
     assert!(matches!(end, Outcome::TooSlow { .. }));
     assert!(ms(now) < Duration::from_secs(3700 + 600));
-}
-
-/// A closed port ends the transfer, but one ICMP error alone does not.
-#[test]
-fn a_closed_port_ends_it() {
-    let mut m = machine(&[("blksize", "512")], 512 * 10);
-    m.start(ms(0));
-    assert_eq!(m.on_refused(), Step::Wait);
-    m.on_ack(0, ms(1));
-    assert_eq!(m.on_refused(), Step::Wait);
-    let end = Step::End(Outcome::Gone { block: 1 });
-    assert_eq!(m.on_refused(), end);
 }
 
 // ---- a simulated network ----
@@ -528,7 +510,6 @@ fn loss_is_overcome_in_time() {
                 assert!(delivered, "{end:?} {lost} {window} {seed} {:?}", m.counts());
                 // The wait for a lost last ACK is no part of what the client sees.
                 if end == Outcome::Complete {
-                    eprintln!("{lost} {window} {took:?} {:?}", m.counts());
                     assert!(
                         took <= Duration::from_secs(limit),
                         "{took:?} {lost} {window}"
@@ -572,7 +553,7 @@ proptest! {
     fn any_events_are_survived(
         size in 0_u64..100_000,
         window in 1_u16..64,
-        events in proptest::collection::vec((0_u8..4, any::<u16>(), 0_u64..3000), 0..300),
+        events in proptest::collection::vec((0_u8..3, any::<u16>(), 0_u64..3000), 0..300),
     ) {
         let mut m = machine(&[("windowsize", &window.to_string())], size);
         let mut now = ms(0);
@@ -588,8 +569,7 @@ proptest! {
             step = match kind {
                 0 => m.on_ack(number, now),
                 1 => m.on_ack(number % 70, now),
-                2 => m.on_timer(now),
-                _ => m.on_refused(),
+                _ => m.on_timer(now),
             };
         }
     }
