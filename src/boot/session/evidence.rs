@@ -1,11 +1,11 @@
-//! The state machine of a boot attempt and its session. Pure: `now` is a parameter, effects
-//! are returned. The diagram and the start/end tables of the design stand here.
+//! What is seen of a machine that boots: the words in which DHCP, TFTP and HTTP tell the
+//! tracker. Plain data; judges nothing.
 
 use std::net::Ipv4Addr;
 
 use uuid::Uuid;
 
-use crate::model::{Arch, FileRole, MacAddr, Timestamp};
+use crate::model::{Arch, FileRole, MacAddr, PhoneHome, Timestamp};
 
 /// Something that was seen of a machine.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +37,10 @@ pub struct Context {
     pub client_ip: Option<Ipv4Addr>,
     /// Ours.
     pub server_ip: Option<Ipv4Addr>,
+    /// Whether that image's system reports itself (goes with `image`).
+    pub phone_home: Option<PhoneHome>,
+    /// When the lease just acknowledged runs out (goes with an ACK of a leased address).
+    pub lease_until: Option<Timestamp>,
 }
 
 /// The door a file goes through.
@@ -46,6 +50,41 @@ pub enum Door {
     Tftp,
     /// HTTP.
     Http,
+}
+
+impl Door {
+    /// `tftp` or `http`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tftp => "tftp",
+            Self::Http => "http",
+        }
+    }
+}
+
+impl BootFile {
+    /// `snponly.efi`, `kernel`, `initrd0`, ...
+    #[must_use]
+    pub fn label(&self) -> String {
+        match self {
+            Self::Loader(name) => name.clone(),
+            Self::Image(FileRole::Kernel, _) => "kernel".to_owned(),
+            Self::Image(FileRole::Initrd, n) => format!("initrd{n}"),
+        }
+    }
+}
+
+impl Speaker {
+    /// `rom`, `ipxe` or `os`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Rom => "rom",
+            Self::Ipxe => "ipxe",
+            Self::Os => "os",
+        }
+    }
 }
 
 /// A file as the timeline names it.
