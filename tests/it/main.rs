@@ -1,1 +1,4 @@
-//! x
+//! Ring 2: the whole product or large parts of it, against the real PostgreSQL, real
+//! clients and real sockets.
+
+mod config;
