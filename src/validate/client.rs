@@ -84,7 +84,7 @@ fn reserved_address(reader: &mut Reader, client: &Client, ranges: &[Arc<NetworkR
 /// `assigned_image` (name or id) and `assigned_image_id` (id) mean the same column. The
 /// name is what people write; both are in answers, so both may come back.
 fn assigned_image(reader: &mut Reader, client: &mut Client, image: impl Fn(&str) -> Option<Uuid>) {
-    let mut resolve = |reader: &mut Reader, field: &str| -> Option<Option<Uuid>> {
+    let resolve = |reader: &mut Reader, field: &str| -> Option<Option<Uuid>> {
         match reader.take(field)? {
             Value::Null => Some(None),
             Value::String(name) => {

@@ -19,7 +19,8 @@ pub fn range(mut reader: Reader, range: &mut NetworkRange) -> Result<(), Violati
         range.name = range.network.to_string();
     }
     reader.value("name", &mut range.name, rules::range_name);
-    reader.value("mode", &mut range.mode, rules::word);
+    // Never guessed: a second DHCP server that nobody wanted takes a network down.
+    reader.required("mode", &mut range.mode, rules::word);
     reader.value("serve", &mut range.serve, rules::word);
     reader.value("unready", &mut range.unready, rules::word);
     reader.value("always_chainload", &mut range.always_chainload, rules::flag);
