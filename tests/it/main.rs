@@ -2,3 +2,4 @@
 //! clients and real sockets.
 
 mod config;
+mod tftp;
