@@ -2,5 +2,5 @@
 //! clients and real sockets.
 
 mod config;
-mod tftp;
 mod dhcp;
+mod tftp;
