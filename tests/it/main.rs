@@ -2,4 +2,6 @@
 //! clients and real sockets.
 
 mod config;
+mod dhcp;
+mod http;
 mod tftp;
