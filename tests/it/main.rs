@@ -14,3 +14,5 @@ mod catalog_leases;
 mod catalog_nouns;
 mod catalog_schema;
 mod support;
+mod http;
+mod tftp;
