@@ -8,3 +8,9 @@ mod catalog_leases;
 mod catalog_nouns;
 mod catalog_schema;
 mod support;
+//! Ring 2: the whole product or large parts of it, against the real PostgreSQL, real
+//! clients and real sockets.
+
+mod config;
+mod dhcp;
+mod tftp;

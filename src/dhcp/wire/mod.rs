@@ -1,15 +1,26 @@
-//! Bytes <-> types. The only file that names `dhcproto`.
+//! Bytes <-> types. The only folder that names `dhcproto`.
 //!
-//! `parse` scans the raw packet itself first (length, op, htype, hlen, cookie, RFC 3396
-//! concatenation, overload) because dhcproto panics or loses options on hostile input; then
-//! uses its types and its encoder.
+//! `scan` reads the raw packet (length, op, htype, hlen, cookie, RFC 3396 concatenation,
+//! overload) because dhcproto panics or loses options on hostile input; `parse` gives the
+//! options their meaning; `options` says which options a reply has, most important first,
+//! with dhcproto's types and encoder; `encode` puts them into a packet of the right size.
+//! Nothing here decides who gets what: that is [`super::decide`].
+
+mod encode;
+mod options;
+mod parse;
+mod scan;
+#[cfg(test)]
+mod tests;
 
 use std::net::Ipv4Addr;
 
 use uuid::Uuid;
 
-use super::decide::Reply;
 use crate::model::{Arch, Client, Hostname, MacAddr, NetworkRange};
+
+pub use encode::encode;
+pub use parse::parse;
 
 /// A request as the decision needs it. Everything hostile has been refused by [`parse`].
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +37,8 @@ pub struct Request {
     pub giaddr: Option<Ipv4Addr>,
     /// Hops so far.
     pub hops: u8,
+    /// Hardware type as sent, 1 (Ethernet) or 6 (IEEE 802), copied to the reply.
+    pub htype: u8,
     /// Hardware address.
     pub mac: MacAddr,
     /// Option 53.
@@ -40,7 +53,8 @@ pub struct Request {
     pub hostname: Option<Hostname>,
     /// Option 60's meaning.
     pub vendor: Vendor,
-    /// Option 93, first type.
+    /// Option 93, the first type that we know (else `Other`); where it is missing, the number
+    /// in `PXEClient:Arch:00007:...`.
     pub arch: Option<Arch>,
     /// Option 97 as sent, echoed.
     pub machine_id: Option<Vec<u8>>,
@@ -52,16 +66,30 @@ pub struct Request {
     pub max_size: u16,
     /// Option 55.
     pub wanted: Vec<u8>,
-    /// Option 51.
+    /// Option 51, seconds.
     pub wanted_seconds: Option<u32>,
     /// Option 82 as sent, echoed last and unchanged.
     pub relay_information: Option<Vec<u8>>,
-    /// Sub-option 5 of option 82 (RFC 3527).
+    /// Sub-option 5 of option 82 (RFC 3527), from a relay only.
     pub link_selection: Option<Ipv4Addr>,
-    /// Sub-option 11 of option 82 (RFC 5107).
+    /// Sub-option 11 of option 82 (RFC 5107), from a relay only.
     pub server_id_override: Option<Ipv4Addr>,
     /// Option 43 sub-option 71 as sent (PXE boot item), echoed on 4011.
     pub boot_item: Option<Vec<u8>>,
+}
+
+impl Request {
+    /// True for a machine that boots: PXE or HTTP Boot firmware, or iPXE.
+    #[must_use]
+    pub fn is_boot(&self) -> bool {
+        self.ipxe || self.vendor != Vendor::Other
+    }
+
+    /// The address it asks for: option 50, else ciaddr.
+    #[must_use]
+    pub fn asked(&self) -> Option<Ipv4Addr> {
+        self.requested.or(self.ciaddr)
+    }
 }
 
 /// Client messages.
@@ -137,15 +165,6 @@ pub enum Malformed {
     Station,
 }
 
-/// Reads a packet. Never panics, bounded in time and memory by its input.
-///
-/// # Errors
-/// See [`Malformed`].
-pub fn parse(bytes: &[u8]) -> Result<Packet, Malformed> {
-    let _ = bytes;
-    unimplemented!()
-}
-
 /// What goes into a reply besides the decision.
 #[derive(Debug, Clone)]
 pub struct Frame<'a> {
@@ -159,12 +178,4 @@ pub struct Frame<'a> {
     pub script_url: Option<&'a str>,
     /// `http://SERVER:PORT/loader/`, for HTTP Boot.
     pub loader_base_url: &'a str,
-}
-
-/// Writes a reply: at least 300 bytes, at most `request.max_size` less headers, nothing cut
-/// inside an option, no byte that was not set by us.
-#[must_use]
-pub fn encode(request: &Request, reply: &Reply, frame: &Frame<'_>) -> Vec<u8> {
-    let _ = (request, reply, frame);
-    unimplemented!()
 }

@@ -2,11 +2,30 @@
 //!
 //! No sockets, no SQL, no clock: `now` is a parameter. Every silence and every answer has a
 //! name that is a metric label and a test subject.
+//!
+//! `full` is the server that gives addresses (RFC 2131 section 4.3), `proxy` the one that
+//! adds the boot part beside another (PXE 2.1 section 2.2.3, and port 4011), `boot` the boot
+//! part itself.
+
+mod boot;
+mod full;
+mod proxy;
+#[cfg(test)]
+mod tests;
 
 use std::net::Ipv4Addr;
 
+pub use boot::boot_part;
+
 use super::wire::Request;
-use crate::model::{Client, Lease, NetworkRange, Timestamp};
+use crate::model::{Client, Lease, NetworkRange, RangeMode, Serve, Timestamp};
+
+/// The shortest lease that a client can get by asking (option 51), seconds.
+pub const LEAST_LEASE_SECONDS: u32 = 60;
+/// For how long a declined address stays out of the pools, seconds.
+pub const DECLINE_SECONDS: u32 = 3_600;
+/// How many addresses one machine may keep out by DECLINE at a time.
+pub const MOST_DECLINES: u32 = 5;
 
 /// Where a packet came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +34,7 @@ pub struct Arrival {
     pub port: Port,
     /// Our address on the interface (or the one the packet was sent to).
     pub server_ip: Ipv4Addr,
-    /// Every address of ours, to tell our own option 54 from others'.
+    /// Option 54 of the request is one of our addresses, or the RFC 5107 override that we gave.
     pub is_ours: bool,
     /// Sent to our own address, not broadcast.
     pub unicast: bool,
@@ -33,8 +52,7 @@ pub enum Port {
 /// All that the decision may look at.
 #[derive(Debug, Clone)]
 pub struct Facts<'a> {
-    /// Where it came in. `is_ours`: option 54 of the request is one of our addresses (or
-    /// the RFC 5107 override that we gave).
+    /// Where it came in.
     pub arrival: Arrival,
     /// The range meant: link selection, else giaddr, else ciaddr (unicast), else the
     /// interface's network.
@@ -52,7 +70,7 @@ pub struct Facts<'a> {
 pub struct AddressFacts {
     /// The client's reserved address, if it lies in this range.
     pub reserved: Option<Ipv4Addr>,
-    /// The MAC's lease in this range, active or released, run out or not.
+    /// The MAC's lease in this range, active or released (never declined), run out or not.
     pub lease: Option<Lease>,
     /// What we have offered it and still hold for it.
     pub offered: Option<Ipv4Addr>,
@@ -60,6 +78,8 @@ pub struct AddressFacts {
     pub candidate: Candidate,
     /// Standing of the address it asks for (option 50, else ciaddr).
     pub requested: Standing,
+    /// Addresses that this MAC keeps out by DECLINE at the moment.
+    pub declines: u32,
 }
 
 /// An address to offer.
@@ -82,11 +102,11 @@ pub enum Standing {
     NotAsked,
     /// It may have it: its reservation, its lease, its offer.
     Its,
-    /// Free and in a pool, and it may have it (it holds no other claim).
+    /// In a pool and nobody else's.
     Free,
     /// Somebody else's: leased, reserved, offered, declined, or a live session's.
     Taken,
-    /// Of this network but in no pool, and not reserved for it.
+    /// Of this network but not handed out: in no pool and not reserved for it.
     NotServed,
     /// Not of this network.
     Elsewhere,
@@ -193,7 +213,7 @@ pub enum Boot {
     Nothing,
     /// This loader by TFTP: `file` and option 67 hold its base name; 60 is `PXEClient`.
     TftpLoader(String),
-    /// This loader by URL; 60 is `HTTPClient`.
+    /// This loader (base name) by URL; 60 is `HTTPClient`.
     HttpLoader(String),
     /// The script's URL, for iPXE.
     Script,
@@ -228,6 +248,40 @@ pub enum Destination {
     Frame(Ipv4Addr),
     /// Back to the sender's address and port (4011).
     Sender,
+}
+
+impl BootRefusal {
+    /// The metric label.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::LoaderMissing { .. } => "loader_missing",
+            Self::UnknownIgnored => "unknown_ignored",
+            Self::UnknownCap => "unknown_cap",
+        }
+    }
+}
+
+impl std::fmt::Display for BootRefusal {
+    /// A sentence for people: what is missing, and what to do about it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::LoaderMissing { wanted: [], .. } => {
+                f.write_str("no loader is known for this machine's architecture")
+            }
+            Self::LoaderMissing { wanted, directory } => write!(
+                f,
+                "no loader for this machine's architecture: put {} into {directory}",
+                wanted.join(" or ")
+            ),
+            Self::UnknownIgnored => {
+                f.write_str("the machine is not registered, and unknown_clients is \"ignore\"")
+            }
+            Self::UnknownCap => f.write_str(
+                "the machine is not registered, and too many unregistered ones wait already",
+            ),
+        }
+    }
 }
 
 crate::model::words! {
@@ -269,12 +323,26 @@ crate::model::words! {
         DeclineFlood = "decline_flood",
         /// The message makes no sense on this port.
         WrongPort = "wrong_port",
+        /// The message contradicts itself (RFC 2131 table 5): a field or an option that it
+        /// must have is missing, or ciaddr is no address of this network.
+        Senseless = "senseless",
     }
 }
 
 /// Decides. See RFC 2131 section 4.3 for the branches.
+///
+/// `now` tells whether a lease still lasts; nothing else depends on time.
 #[must_use]
 pub fn decide(request: &Request, facts: &Facts<'_>, now: Timestamp) -> Decision {
-    let _ = (request, facts, now);
-    unimplemented!()
+    let Some(range) = facts.range else {
+        return Decision::Silent(Silence::NoRange);
+    };
+    let served = range.serve == Serve::All || facts.client.is_some();
+    match (range.mode, facts.arrival.port) {
+        (RangeMode::Off, _) => Decision::Silent(Silence::RangeOff),
+        _ if !served => Decision::Silent(Silence::UnknownClient),
+        (RangeMode::Full | RangeMode::Proxy, Port::Pxe) => proxy::boot_server(request, facts),
+        (RangeMode::Proxy, Port::Dhcp) => proxy::offer(request, facts),
+        (RangeMode::Full, Port::Dhcp) => full::decide(request, facts, range, now),
+    }
 }
