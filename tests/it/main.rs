@@ -13,4 +13,5 @@ mod support;
 
 mod config;
 mod dhcp;
+mod http;
 mod tftp;
