@@ -50,6 +50,13 @@ pub(super) struct Ticket {
     reply: Reply,
 }
 
+/// An address that a machine now has.
+#[derive(Debug, Clone, Copy)]
+struct Leased {
+    address: Ipv4Addr,
+    until: Option<Timestamp>,
+}
+
 /// What all tasks of the server share.
 pub(super) struct Core {
     pub(super) cache: Cache,
@@ -150,7 +157,7 @@ impl Core {
             Decision::Reply(reply) => self.reply(case, snapshot, *reply, now),
             Decision::Release(address) => {
                 self.end(&case, lease, address, LeaseState::Released, now);
-                self.note(&case, snapshot, now, Evidence::Released, Some(address));
+                self.note(&case, snapshot, now, Evidence::Released, None);
             }
             Decision::Decline(address) => {
                 tracing::warn!(
@@ -482,9 +489,21 @@ impl Core {
             }),
             (ReplyKind::Ack, _) | (ReplyKind::Nak(_), _) => None,
         };
-        let leased = address.filter(|_| reply.kind == ReplyKind::Ack);
-        let attempt =
-            evidence.and_then(|evidence| self.note(case, snapshot, now, evidence, leased));
+        let leased = address
+            .filter(|_| reply.kind == ReplyKind::Ack)
+            .map(|address| Leased {
+                address,
+                until: reply
+                    .lease_seconds
+                    .filter(|seconds| *seconds != Lease::INFINITE)
+                    .map(|seconds| now + TimeDelta::seconds(i64::from(seconds))),
+            });
+        let attempt = match evidence {
+            // Nothing may be had to boot where the tracker refuses it: its cap is reached, or
+            // another machine runs with this MAC.
+            Some(evidence) => self.note(case, snapshot, now, evidence, leased),
+            None => self.tracker.open_attempt(request.mac).map(|a| a.id),
+        };
         // A boot has one OFFER and one ACK of ours, or only an ACK on 4011: say it once.
         if let Some(refusal) = &reply.refusal
             && (reply.kind == ReplyKind::Offer || case.port == Port::Pxe)
@@ -492,14 +511,13 @@ impl Core {
             self.refuse(case, snapshot, refusal, now);
         }
         let script_url = (reply.boot == Boot::Script)
-            .then(|| attempt.or_else(|| self.tracker.open_attempt(request.mac).map(|a| a.id)))
+            .then_some(attempt)
             .flatten()
             .map(|id| {
                 let url = boot_url(case.server_ip, self.http_port, snapshot.site_key(), id);
                 format!("{url}boot.ipxe")
             });
         if reply.boot == Boot::Script && script_url.is_none() {
-            // The tracker's cap on unregistered machines: there is no boot to name.
             reply.boot = Boot::Nothing;
         }
         let frame = Frame {
@@ -555,7 +573,7 @@ impl Core {
         snapshot: &Snapshot,
         at: Timestamp,
         what: Evidence,
-        client_ip: Option<Ipv4Addr>,
+        leased: Option<Leased>,
     ) -> Option<Uuid> {
         let request = &case.request;
         let client = case.client.as_ref();
@@ -575,8 +593,10 @@ impl Core {
                 range_id: case.range.as_ref().map(|range| range.id),
                 client: client.map(|client| (client.id, client.hostname.clone())),
                 image: image.map(|image| (image.id, image.name.clone())),
-                client_ip,
+                client_ip: leased.map(|leased| leased.address),
                 server_ip: Some(case.server_ip),
+                phone_home: image.map(|image| image.phone_home),
+                lease_until: leased.and_then(|leased| leased.until),
             },
         })
     }

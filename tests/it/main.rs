@@ -2,4 +2,5 @@
 //! clients and real sockets.
 
 mod config;
+mod dhcp;
 mod tftp;
