@@ -33,16 +33,11 @@ fn programs() -> PathBuf {
 }
 
 /// PostgreSQL refuses to run as root.
-fn as_postgres(script: &str) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args([
-        "--reuid=postgres",
-        "--regid=postgres",
-        "--clear-groups",
-        "sh",
-        "-c",
-        script,
-    ]);
+const AS_POSTGRES: &str = "setpriv --reuid=postgres --regid=postgres --clear-groups";
+
+fn shell(script: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", script]);
     command
 }
 
@@ -56,14 +51,14 @@ fn cluster() -> &'static Cluster {
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o777)).unwrap();
         let (bin, home) = (programs(), dir.display().to_string());
         let bin = bin.display();
-        let made = as_postgres(&format!(
-            "{bin}/initdb -D {home}/data -A trust -U postgres -N >{home}/log 2>&1"
+        let made = shell(&format!(
+            "{AS_POSTGRES} {bin}/initdb -D {home}/data -A trust -U postgres -N >{home}/log 2>&1"
         ))
         .status()
         .unwrap();
         assert!(made.success(), "initdb failed, see {home}/log");
-        let mut keeper = as_postgres(&format!(
-            "{bin}/postgres -D {home}/data -k {home} -c listen_addresses= -c max_connections=200 \
+        let mut keeper = shell(&format!(
+            "{AS_POSTGRES} {bin}/postgres -D {home}/data -k {home} -c listen_addresses= -c max_connections=200 \
              -c fsync={} -c synchronous_commit=on >>{home}/log 2>&1 & \
              server=$!; read -r end; kill -INT $server; wait $server; rm -rf {home}",
             if std::env::args().any(|a| a.contains("load")) {
