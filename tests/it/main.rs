@@ -1,11 +1,5 @@
 //! Ring 2: the whole product or large parts of it, against the real PostgreSQL, real
-//! clients and real sockets.
-
-mod config;
-mod dhcp;
-mod tftp;
-//! Tests against the real thing: a PostgreSQL of our own, real sockets, whole parts of the
-//! program together. `support` holds what they share.
+//! clients and real sockets. `support` holds what they share.
 
 mod catalog_boots;
 mod catalog_changes;
@@ -13,4 +7,7 @@ mod catalog_embedded;
 mod catalog_leases;
 mod catalog_nouns;
 mod catalog_schema;
+mod config;
+mod dhcp;
 mod support;
+mod tftp;
