@@ -8,6 +8,6 @@ mod clients;
 mod edges;
 mod lan;
 mod load;
-mod postgres;
+pub(crate) mod postgres;
 mod raw;
 mod server;
