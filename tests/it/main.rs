@@ -4,4 +4,5 @@
 mod config;
 mod dhcp;
 mod http;
+mod storage;
 mod tftp;
