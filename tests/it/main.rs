@@ -12,4 +12,5 @@ mod config;
 mod dhcp;
 mod http;
 mod support;
+mod storage;
 mod tftp;
