@@ -7,3 +7,9 @@ pub mod decide;
 pub mod pool;
 pub mod server;
 pub mod wire;
+
+#[cfg(test)]
+#[path = "../../tests/support/dhcp_packet.rs"]
+mod packet;
+#[cfg(test)]
+mod testing;

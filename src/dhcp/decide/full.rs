@@ -133,9 +133,11 @@ fn decline(request: &Request, facts: &Facts<'_>, now: Timestamp) -> Decision {
     if !facts.arrival.is_ours {
         return Decision::Silent(Silence::OtherServer);
     }
-    let leased = facts.address.lease.as_ref().is_some_and(|l| {
-        l.address == address && l.state == LeaseState::Active && l.lasts(now)
-    });
+    let leased = facts
+        .address
+        .lease
+        .as_ref()
+        .is_some_and(|l| l.address == address && l.state == LeaseState::Active && l.lasts(now));
     if !leased && facts.address.offered != Some(address) {
         return Decision::Silent(Silence::NotItsLease);
     }

@@ -1,8 +1,6 @@
 //! The boot part alone: proxyDHCP on port 67, and the PXE boot server on port 4011.
 
-use super::{
-    Boot, Decision, Destination, Facts, Reply, ReplyKind, Shape, Silence, boot_part,
-};
+use super::{Boot, Decision, Destination, Facts, Reply, ReplyKind, Shape, Silence, boot_part};
 use crate::dhcp::wire::{Request, RequestKind};
 
 /// Port 67 beside another server: an OFFER without an address to who boots, and nothing to
@@ -44,12 +42,7 @@ pub(super) fn boot_server(request: &Request, facts: &Facts<'_>) -> Decision {
     }
 }
 
-fn answer(
-    request: &Request,
-    facts: &Facts<'_>,
-    kind: ReplyKind,
-    to: Destination,
-) -> Decision {
+fn answer(request: &Request, facts: &Facts<'_>, kind: ReplyKind, to: Destination) -> Decision {
     match boot_part(request, facts) {
         (Boot::Nothing, _) => Decision::Silent(Silence::NothingToBoot),
         (boot, refusal) => Decision::Reply(Box::new(Reply {

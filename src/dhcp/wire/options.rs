@@ -180,7 +180,9 @@ fn extras(list: &mut List, request: &Request, frame: &Frame<'_>) {
     {
         list.add(DhcpOption::Hostname(name.as_str().to_owned()));
     }
-    let domain = own.and_then(|o| o.domain.as_ref()).or(range.domain.as_ref());
+    let domain = own
+        .and_then(|o| o.domain.as_ref())
+        .or(range.domain.as_ref());
     if let Some(domain) = domain.filter(|d| !d.is_empty()) {
         list.add(DhcpOption::DomainName(domain.clone()));
     }
@@ -264,7 +266,11 @@ fn bytes_of(hex: &str) -> Option<Vec<u8>> {
 }
 
 fn text_address(data: &[u8]) -> Option<Ipv4Addr> {
-    std::str::from_utf8(data).ok()?.trim_end_matches('\0').parse().ok()
+    std::str::from_utf8(data)
+        .ok()?
+        .trim_end_matches('\0')
+        .parse()
+        .ok()
 }
 
 fn sentence(reason: NakReason) -> &'static str {
@@ -317,7 +323,10 @@ impl List {
 
 /// An option whose data we made ourselves.
 pub(super) fn raw(code: u8, data: &[u8]) -> DhcpOption {
-    DhcpOption::Unknown(UnknownOption::new(v4::OptionCode::from(code), data.to_vec()))
+    DhcpOption::Unknown(UnknownOption::new(
+        v4::OptionCode::from(code),
+        data.to_vec(),
+    ))
 }
 
 /// Its wire form; `None` for one that has none.
