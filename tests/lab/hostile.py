@@ -66,9 +66,9 @@ def http():
 
 
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-udp.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
 udp.bind(("", 0))
 client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lan0")
 client.bind(("", 68))
 client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
 for number in range(count):

@@ -408,12 +408,6 @@ impl Book {
             }
             self.indexes.insert(range.id, index);
         }
-<<<<<<< HEAD
-        while let Some(address) = self.indexes.get(&range.id).and_then(|i| i.stale_offer(now)) {
-            match self.offers.get(&address).copied() {
-                Some(offer) => self.unhold(offer.range_id, offer.mac),
-                None => self.refile(address),
-=======
         while let Some((until, address)) = self.offer_ends.first().copied() {
             if now < until {
                 break;
@@ -421,7 +415,6 @@ impl Book {
             self.offer_ends.remove(&(until, address));
             if let Some(offer) = self.offers.get(&address).copied() {
                 self.unhold(offer.range_id, offer.mac);
->>>>>>> dhcp
             }
         }
     }
