@@ -1,5 +1,4 @@
 //! Ring 2: the whole product or large parts of it, against the real PostgreSQL, real
-//! clients and real sockets. `support` holds what they share.
 //! clients and real sockets. `support` holds what the tests share.
 
 mod catalog_boots;
