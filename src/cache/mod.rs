@@ -5,6 +5,7 @@
 //! change. It never asks PostgreSQL on a packet's path.
 
 mod snapshot;
+mod view;
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, CatalogError, Change};
 pub use snapshot::Snapshot;
+pub use view::View;
 
 /// Pause before the catalog is tried again.
 const RETRY: std::time::Duration = std::time::Duration::from_millis(500);
@@ -45,6 +47,12 @@ impl Cache {
     #[must_use]
     pub fn get(&self) -> Arc<Snapshot> {
         self.current.load_full()
+    }
+
+    /// The current snapshot, for those who have no business with the catalog.
+    #[must_use]
+    pub fn view(&self) -> View {
+        View::new(self.current.clone())
     }
 
     /// Reads the catalog again; when it returns, every change committed before the call holds.

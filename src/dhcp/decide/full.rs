@@ -1,0 +1,213 @@
+//! The server that gives addresses: RFC 2131 section 4.3, branch by branch.
+//!
+//! It is not authoritative: where we have no record of what a client remembers, another
+//! server may, and we are silent. It does judge networks: an address that does not belong
+//! where the client is works with no server.
+
+use std::net::Ipv4Addr;
+
+use super::{
+    AddressFacts, Candidate, Decision, Destination, Facts, LEAST_LEASE_SECONDS, MOST_DECLINES,
+    NakReason, Reply, ReplyKind, Shape, Silence, Standing, boot_part,
+};
+use crate::dhcp::wire::{Request, RequestKind};
+use crate::model::{LeaseState, NetworkRange, Timestamp};
+
+pub(super) fn decide(
+    request: &Request,
+    facts: &Facts<'_>,
+    range: &NetworkRange,
+    now: Timestamp,
+) -> Decision {
+    match request.kind {
+        RequestKind::Discover => discover(request, facts, range),
+        RequestKind::Request => match request.server_id {
+            Some(_) => selecting(request, facts, range),
+            None => remembering(request, facts, range),
+        },
+        RequestKind::Inform => inform(request, facts, range),
+        RequestKind::Release => release(request, facts),
+        RequestKind::Decline => decline(request, facts, now),
+    }
+}
+
+/// Section 4.3.1.
+fn discover(request: &Request, facts: &Facts<'_>, range: &NetworkRange) -> Decision {
+    match facts.address.candidate {
+        Candidate::Ready(address) => lease(request, facts, range, ReplyKind::Offer, address),
+        Candidate::Unprobed(address) => Decision::Probe(address),
+        Candidate::None => Decision::Silent(Silence::PoolExhausted),
+    }
+}
+
+/// Section 4.3.2, "generated during SELECTING state".
+fn selecting(request: &Request, facts: &Facts<'_>, range: &NetworkRange) -> Decision {
+    if !facts.arrival.is_ours {
+        return Decision::Silent(Silence::OtherServer);
+    }
+    // ciaddr must be zero here; a client that fills it instead of option 50 still says which
+    // address it means.
+    let Some(address) = request.asked() else {
+        return Decision::Silent(Silence::Senseless);
+    };
+    match facts.address.requested {
+        Standing::NotAsked => Decision::Silent(Silence::Senseless),
+        Standing::Its => lease(request, facts, range, ReplyKind::Ack, address),
+        // We have forgotten our offer, by a restart or because it took long: it chose us, and
+        // nobody else has the address.
+        Standing::Free if claim(&facts.address).is_none() => {
+            lease(request, facts, range, ReplyKind::Ack, address)
+        }
+        Standing::Free => nak(request, NakReason::WrongAddress),
+        Standing::Taken => nak(request, NakReason::Taken),
+        Standing::NotServed if claim(&facts.address).is_some() => {
+            nak(request, NakReason::WrongAddress)
+        }
+        Standing::NotServed => nak(request, NakReason::NotServed),
+        Standing::Elsewhere => nak(request, NakReason::WrongNetwork),
+    }
+}
+
+/// Section 4.3.2, the other three: INIT-REBOOT (option 50, no ciaddr), RENEWING and REBINDING
+/// (ciaddr, no option 50). They differ in how the answer travels, not in what it is.
+fn remembering(request: &Request, facts: &Facts<'_>, range: &NetworkRange) -> Decision {
+    // Table 5: one of the two, never both; where they agree no harm is done.
+    let address = match (request.requested, request.ciaddr) {
+        (Some(a), Some(b)) if a != b => return Decision::Silent(Silence::Senseless),
+        (Some(a), _) | (None, Some(a)) => a,
+        (None, None) => return Decision::Silent(Silence::Senseless),
+    };
+    let known = claim(&facts.address).is_some();
+    match facts.address.requested {
+        Standing::NotAsked => Decision::Silent(Silence::Senseless),
+        Standing::Its => lease(request, facts, range, ReplyKind::Ack, address),
+        Standing::Elsewhere => nak(request, NakReason::WrongNetwork),
+        // "If the DHCP server has no record of this client, then it MUST remain silent."
+        Standing::Free | Standing::Taken | Standing::NotServed if !known => {
+            Decision::Silent(Silence::NoRecord)
+        }
+        Standing::Free | Standing::NotServed => nak(request, NakReason::WrongAddress),
+        Standing::Taken => nak(request, NakReason::Taken),
+    }
+}
+
+/// Section 4.3.5: options, no address, nothing stored.
+fn inform(request: &Request, facts: &Facts<'_>, range: &NetworkRange) -> Decision {
+    // The answer goes to ciaddr: it must be an address of the network that we answer for.
+    let Some(address) = request.ciaddr.filter(|a| range.is_host(*a)) else {
+        return Decision::Silent(Silence::Senseless);
+    };
+    let (boot, refusal) = boot_part(request, facts);
+    Decision::Reply(Box::new(Reply {
+        kind: ReplyKind::Ack,
+        shape: Shape::Inform,
+        your_ip: None,
+        lease_seconds: None,
+        boot,
+        to: Destination::Unicast(address),
+        refusal,
+    }))
+}
+
+/// Section 4.3.4.
+fn release(request: &Request, facts: &Facts<'_>) -> Decision {
+    if request.server_id.is_some() && !facts.arrival.is_ours {
+        return Decision::Silent(Silence::OtherServer);
+    }
+    let Some(address) = request.ciaddr else {
+        return Decision::Silent(Silence::Senseless);
+    };
+    match &facts.address.lease {
+        Some(l) if l.address == address && l.state == LeaseState::Active => {
+            Decision::Release(address)
+        }
+        _ => Decision::Silent(Silence::NotItsLease),
+    }
+}
+
+/// Section 4.3.3: believed only of a machine that was given or offered the address, by us.
+fn decline(request: &Request, facts: &Facts<'_>, now: Timestamp) -> Decision {
+    let Some(address) = request.requested.filter(|_| request.server_id.is_some()) else {
+        return Decision::Silent(Silence::Senseless);
+    };
+    if !facts.arrival.is_ours {
+        return Decision::Silent(Silence::OtherServer);
+    }
+    let leased = facts
+        .address
+        .lease
+        .as_ref()
+        .is_some_and(|l| l.address == address && l.state == LeaseState::Active && l.lasts(now));
+    if !leased && facts.address.offered != Some(address) {
+        return Decision::Silent(Silence::NotItsLease);
+    }
+    if facts.address.declines >= MOST_DECLINES {
+        return Decision::Silent(Silence::DeclineFlood);
+    }
+    Decision::Decline(address)
+}
+
+/// An address that our records give to this machine, whichever.
+fn claim(facts: &AddressFacts) -> Option<Ipv4Addr> {
+    let leased = facts.lease.as_ref().map(|l| l.address);
+    facts.reserved.or(leased).or(facts.offered)
+}
+
+/// An OFFER or an ACK of an address.
+fn lease(
+    request: &Request,
+    facts: &Facts<'_>,
+    range: &NetworkRange,
+    kind: ReplyKind,
+    address: Ipv4Addr,
+) -> Decision {
+    let (boot, refusal) = boot_part(request, facts);
+    Decision::Reply(Box::new(Reply {
+        kind,
+        shape: Shape::Full,
+        your_ip: Some(address),
+        lease_seconds: Some(lease_seconds(request, range)),
+        boot,
+        to: destination(request, address),
+        refusal,
+    }))
+}
+
+/// Option 51 is a wish: at least a minute, at most the range's. Infinity (all ones) is more
+/// than any other, so it is had only where the range gives it.
+fn lease_seconds(request: &Request, range: &NetworkRange) -> u32 {
+    request.wanted_seconds.map_or(range.lease_seconds, |wish| {
+        wish.max(LEAST_LEASE_SECONDS).min(range.lease_seconds)
+    })
+}
+
+/// Section 4.1: the relay; else the address that the client has and answers ARP for; else
+/// broadcast where it asks for that; else its new address and its MAC.
+fn destination(request: &Request, address: Ipv4Addr) -> Destination {
+    let renews = request.kind == RequestKind::Request && request.server_id.is_none();
+    if let Some(relay) = request.giaddr {
+        Destination::Relay(relay)
+    } else if renews && request.ciaddr == Some(address) {
+        Destination::Unicast(address)
+    } else if request.broadcast {
+        Destination::Broadcast
+    } else {
+        Destination::Frame(address)
+    }
+}
+
+/// Section 4.1: through the relay, else always broadcast, since the client may have no
+/// address that works.
+fn nak(request: &Request, reason: NakReason) -> Decision {
+    Decision::Reply(Box::new(Reply {
+        kind: ReplyKind::Nak(reason),
+        shape: Shape::Nak,
+        your_ip: None,
+        lease_seconds: None,
+        boot: super::Boot::Nothing,
+        to: request
+            .giaddr
+            .map_or(Destination::Broadcast, Destination::Relay),
+        refusal: None,
+    }))
+}

@@ -1,0 +1,304 @@
+//! The addresses of one range, filed by what may be done with them, so that a free one is
+//! found without walking the pool. It knows no machines: the book tells it where to file.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+
+use super::bits::Bits;
+use crate::model::{MacAddr, NetworkRange, Pool, Timestamp};
+
+/// Pools are indexed up to a whole /8; what lies beyond is never handed out.
+const MOST: u64 = 1 << 24;
+/// How long what was passed over is left alone, so that a full pool costs one walk in a while,
+/// not one a packet.
+const PARKED_FOR: chrono::TimeDelta = chrono::TimeDelta::milliseconds(50);
+
+/// Where an address is filed. The times are by which it is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// No record of it.
+    Free,
+    /// Given back; its lease would have ended then.
+    Released(Timestamp),
+    /// Leased or kept out until then.
+    Ending(Timestamp),
+    /// Offered until then.
+    Held(Timestamp),
+    /// Leased or kept out for ever.
+    Kept,
+    /// It would be to be had but for its reservation, or for a session that lives.
+    Parked,
+}
+
+/// A stretch of addresses that are handed out.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    first: u32,
+    last: u32,
+    offset: usize,
+}
+
+/// See the file.
+#[derive(Debug)]
+pub(super) struct Index {
+    network: Ipv4Network,
+    pools: Vec<Pool>,
+    exclusions: Vec<Pool>,
+    gateway: Option<Ipv4Addr>,
+    spans: Vec<Span>,
+    size: usize,
+    free: Bits,
+    released: BTreeSet<(Timestamp, u32)>,
+    ending: BTreeSet<(Timestamp, u32)>,
+    held: BTreeSet<(Timestamp, u32)>,
+    parked: BTreeSet<u32>,
+    parked_at: Option<Timestamp>,
+    /// Every address that is not free.
+    filed: HashMap<u32, Place>,
+    cursor: usize,
+}
+
+impl Index {
+    /// All addresses of the range, free.
+    pub(super) fn new(range: &NetworkRange) -> Self {
+        let spans = spans(range);
+        let size = spans
+            .last()
+            .map_or(0, |s| s.offset + (s.last - s.first) as usize + 1);
+        let mut free = Bits::new(size);
+        for position in 0..size {
+            free.insert(position);
+        }
+        Self {
+            network: range.network,
+            pools: range.pools.clone(),
+            exclusions: range.exclusions.clone(),
+            gateway: range.gateway,
+            spans,
+            size,
+            free,
+            released: BTreeSet::new(),
+            ending: BTreeSet::new(),
+            held: BTreeSet::new(),
+            parked: BTreeSet::new(),
+            parked_at: None,
+            filed: HashMap::new(),
+            cursor: 0,
+        }
+    }
+
+    /// True while the range is as it was.
+    pub(super) fn is_of(&self, range: &NetworkRange) -> bool {
+        self.network == range.network
+            && self.gateway == range.gateway
+            && self.pools == range.pools
+            && self.exclusions == range.exclusions
+    }
+
+    /// True if the two networks share an address.
+    pub(super) fn overlaps(&self, range: &NetworkRange) -> bool {
+        self.network.overlaps(range.network)
+    }
+
+    /// How many addresses it hands out.
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// How many have no record.
+    pub(super) fn unused(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Files an address; one that is not handed out is left alone.
+    pub(super) fn file(&mut self, address: Ipv4Addr, place: Place) {
+        let Some(position) = self.position(address) else {
+            return;
+        };
+        let number = u32::from(address);
+        match self.filed.remove(&number) {
+            None | Some(Place::Free) => self.free.remove(position),
+            Some(Place::Released(at)) => drop(self.released.remove(&(at, number))),
+            Some(Place::Ending(at)) => drop(self.ending.remove(&(at, number))),
+            Some(Place::Held(at)) => drop(self.held.remove(&(at, number))),
+            Some(Place::Parked) => drop(self.parked.remove(&number)),
+            Some(Place::Kept) => {}
+        }
+        match place {
+            Place::Free => self.free.insert(position),
+            Place::Released(at) => drop(self.released.insert((at, number))),
+            Place::Ending(at) => drop(self.ending.insert((at, number))),
+            Place::Held(at) => drop(self.held.insert((at, number))),
+            Place::Parked => drop(self.parked.insert(number)),
+            Place::Kept => {}
+        }
+        if place != Place::Free {
+            self.filed.insert(number, place);
+        }
+    }
+
+    /// The free address that is a machine's by its MAC, or the next one. The same machine is
+    /// led to the same address even by a server that remembers nothing.
+    pub(super) fn guess(&self, mac: MacAddr) -> Option<Ipv4Addr> {
+        let size = u64::try_from(self.size).ok().filter(|s| *s > 0)?;
+        let position = usize::try_from(hash(mac) % size).ok()?;
+        self.address(self.free.next(position)?)
+    }
+
+    /// The address that was given back longest ago.
+    pub(super) fn oldest_released(&self) -> Option<Ipv4Addr> {
+        self.released.first().map(|(_, a)| Ipv4Addr::from(*a))
+    }
+
+    /// The address that ran out longest ago.
+    pub(super) fn oldest_run_out(&self, now: Timestamp) -> Option<Ipv4Addr> {
+        let (at, address) = self.ending.first()?;
+        (*at <= now).then(|| Ipv4Addr::from(*address))
+    }
+
+    /// An offer that has run out.
+    pub(super) fn stale_offer(&self, now: Timestamp) -> Option<Ipv4Addr> {
+        let (at, address) = self.held.first()?;
+        (*at <= now).then(|| Ipv4Addr::from(*address))
+    }
+
+    /// What was passed over, if it is time to look at it again.
+    pub(super) fn unpark(&mut self, now: Timestamp) -> Vec<Ipv4Addr> {
+        // A clock that was set back must not park them for long.
+        let waiting = self
+            .parked_at
+            .is_some_and(|at| at <= now && now - at < PARKED_FOR);
+        if waiting || self.parked.is_empty() {
+            return Vec::new();
+        }
+        self.parked_at = Some(now);
+        self.parked.iter().copied().map(Ipv4Addr::from).collect()
+    }
+
+    /// Leases and the like that last at that time.
+    pub(super) fn lasting(&self, now: Timestamp) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        let kept = self.filed.iter().filter(|(_, p)| **p == Place::Kept);
+        self.ending
+            .range((now, u32::MAX)..)
+            .map(|(_, a)| *a)
+            .chain(kept.map(|(a, _)| *a))
+            .map(Ipv4Addr::from)
+    }
+
+    /// How many addresses are held.
+    pub(super) fn holds(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Free addresses from where the last call stopped, `most` of them at the most, each once.
+    pub(super) fn sweep(&mut self, most: usize) -> Vec<Ipv4Addr> {
+        let mut found = Vec::new();
+        let mut position = self.cursor;
+        while found.len() < most.min(self.free.len()) {
+            let Some(next) = self.free.next(position) else {
+                break;
+            };
+            found.extend(self.address(next));
+            position = next + 1;
+        }
+        self.cursor = position % self.size.max(1);
+        found
+    }
+
+    fn position(&self, address: Ipv4Addr) -> Option<usize> {
+        let number = u32::from(address);
+        let after = self.spans.partition_point(|s| s.first <= number);
+        let span = self.spans.get(after.checked_sub(1)?)?;
+        (number <= span.last).then(|| span.offset + (number - span.first) as usize)
+    }
+
+    fn address(&self, position: usize) -> Option<Ipv4Addr> {
+        let after = self.spans.partition_point(|s| s.offset <= position);
+        let span = self.spans.get(after.checked_sub(1)?)?;
+        let step = u32::try_from(position - span.offset).ok()?;
+        Some(Ipv4Addr::from(span.first + step))
+    }
+}
+
+/// The stretches of the pools that lie in the network, without exclusions, gateway, and the
+/// network's own and broadcast addresses. Sorted, apart from each other.
+fn spans(range: &NetworkRange) -> Vec<Span> {
+    let number = u32::from;
+    let mut holes: Vec<(u32, u32)> = range
+        .exclusions
+        .iter()
+        .map(|p| (number(p.first), number(p.last)))
+        .collect();
+    holes.extend(range.gateway.map(|g| (number(g), number(g))));
+    let (low, high) = (
+        number(range.network.network()),
+        number(range.network.broadcast()),
+    );
+    if range.network.prefix() < 31 {
+        holes.extend([(low, low), (high, high)]);
+    }
+    holes.sort_unstable();
+    let mut pools: Vec<(u32, u32)> = range
+        .pools
+        .iter()
+        .map(|p| (number(p.first).max(low), number(p.last).min(high)))
+        .filter(|(first, last)| first <= last)
+        .collect();
+    pools.sort_unstable();
+    let mut parts: Vec<(u32, u32)> = Vec::new();
+    for (first, last) in pools {
+        // In 64 bits: the address after the last may be none.
+        let mut from = u64::from(first);
+        if let Some((_, end)) = parts.last() {
+            from = from.max(u64::from(*end) + 1);
+        }
+        for (hole_first, hole_last) in &holes {
+            if u64::from(*hole_first) > u64::from(last) {
+                break;
+            }
+            if u64::from(*hole_first) > from
+                && let (Ok(a), Some(b)) = (u32::try_from(from), hole_first.checked_sub(1))
+            {
+                parts.push((a, b));
+            }
+            from = from.max(u64::from(*hole_last) + 1);
+        }
+        if from <= u64::from(last)
+            && let Ok(a) = u32::try_from(from)
+        {
+            parts.push((a, last));
+        }
+    }
+    let mut spans = Vec::new();
+    let mut offset = 0_u64;
+    for (first, last) in parts {
+        let room = MOST.saturating_sub(offset);
+        let size = (u64::from(last - first) + 1).min(room);
+        let (Ok(at), Ok(step)) = (usize::try_from(offset), u32::try_from(size)) else {
+            break;
+        };
+        if step == 0 {
+            break;
+        }
+        spans.push(Span {
+            first,
+            last: first + (step - 1),
+            offset: at,
+        });
+        offset += size;
+    }
+    spans
+}
+
+/// FNV-1a with a final mix: spread well, and the same in every version of this program.
+fn hash(mac: MacAddr) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in mac.octets() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    hash ^= hash >> 33;
+    hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^ (hash >> 33)
+}

@@ -1,0 +1,452 @@
+//! The address book: who has which address, in memory. Pure: time and liveness are told.
+//!
+//! `index` files the addresses of one range so that the next free one is found at once;
+//! [`Book`] knows the machines, leases, offers and probes. It proposes, [`super::decide`]
+//! judges, and PostgreSQL's unique key is the arbiter between servers.
+//!
+//! In which order a machine is given an address: its reservation; its last lease; what it has
+//! been offered; what it asks for, if that is free; the free address its MAC leads to; one
+//! that was given back; one that ran out. Reserved addresses and those of machines whose
+//! session lives are passed over wherever they lie.
+
+mod bits;
+mod index;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+
+use chrono::TimeDelta;
+use uuid::Uuid;
+
+use self::index::{Index, Place};
+use super::decide::{AddressFacts, Candidate, Standing};
+use crate::model::{Lease, LeaseState, MacAddr, NetworkRange, Timestamp};
+
+/// For how long an ARP probe that nobody answered is believed.
+pub const PROBED_FOR: TimeDelta = TimeDelta::hours(1);
+
+/// All leases of all ranges, offers that are held, addresses that were probed or are in use
+/// by strangers.
+#[derive(Debug, Default)]
+pub struct Book {
+    leases: HashMap<Ipv4Addr, Lease>,
+    /// The active or released lease of a machine in a range.
+    lease_of: HashMap<(Uuid, MacAddr), Ipv4Addr>,
+    offers: HashMap<Ipv4Addr, Offer>,
+    offer_of: HashMap<(Uuid, MacAddr), Ipv4Addr>,
+    declined_by: HashMap<MacAddr, BTreeSet<Ipv4Addr>>,
+    strangers: HashMap<Ipv4Addr, Timestamp>,
+    probed: HashMap<Ipv4Addr, Timestamp>,
+    indexes: HashMap<Uuid, Index>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Offer {
+    range_id: Uuid,
+    mac: MacAddr,
+    until: Timestamp,
+}
+
+/// What the book must be told for a look-up.
+pub struct Asker<'a> {
+    /// Who asks.
+    pub mac: MacAddr,
+    /// Its reserved address in this range, if any.
+    pub reserved: Option<Ipv4Addr>,
+    /// What it asks for.
+    pub requested: Option<Ipv4Addr>,
+    /// Is an address reserved for any client (of whatever range)? Should be true for the
+    /// server's own addresses too.
+    pub is_reserved: &'a dyn Fn(Ipv4Addr) -> bool,
+    /// Does this machine's session live?
+    pub is_live: &'a dyn Fn(MacAddr) -> bool,
+}
+
+/// How full the pools of a range are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Addresses that are handed out in all.
+    pub size: usize,
+    /// Of them, leased now.
+    pub leased: usize,
+    /// Of them, offered now.
+    pub held: usize,
+    /// Of them, kept out: declined, or in use by strangers.
+    pub kept_out: usize,
+    /// Of them, without any record.
+    pub unused: usize,
+}
+
+impl Book {
+    /// Takes leases in (at start, after a commit, or when others changed them). An older
+    /// lease of the same machine in the same range goes, and so does what was held for it.
+    pub fn put(&mut self, lease: Lease) {
+        let (address, key) = (lease.address, (lease.range_id, lease.mac));
+        self.forget(address);
+        if lease.state == LeaseState::Declined {
+            self.declined_by
+                .entry(lease.mac)
+                .or_default()
+                .insert(address);
+            if self.offer_of.get(&key) == Some(&address) {
+                self.unhold(key.0, key.1);
+            }
+        } else {
+            if let Some(old) = self.lease_of.insert(key, address).filter(|o| *o != address) {
+                self.leases.remove(&old);
+                self.refile(old);
+            }
+            self.unhold(key.0, key.1);
+        }
+        self.leases.insert(address, lease);
+        self.refile(address);
+    }
+
+    /// Forgets an address (its row is gone).
+    pub fn remove(&mut self, address: Ipv4Addr) {
+        self.forget(address);
+        self.refile(address);
+    }
+
+    /// The facts for a request. Never hands out a reserved, excluded, held, leased or live
+    /// address; the oldest run-out leases come last, and only those whose machine's session
+    /// does not live.
+    pub fn look(
+        &mut self,
+        range: &NetworkRange,
+        asker: &Asker<'_>,
+        now: Timestamp,
+    ) -> AddressFacts {
+        self.prepare(range, now);
+        let key = (range.id, asker.mac);
+        let lease = self
+            .lease_of
+            .get(&key)
+            .and_then(|a| self.leases.get(a))
+            .cloned();
+        let offered = self.offer_of.get(&key).copied();
+        let requested = self.standing(range, asker, lease.as_ref(), offered, now);
+        AddressFacts {
+            reserved: asker.reserved,
+            candidate: self.candidate(range, asker, lease.as_ref(), offered, requested, now),
+            requested,
+            declines: self.decline_count(asker.mac, now),
+            lease,
+            offered,
+        }
+    }
+
+    /// Holds an offered address for a machine until a time; `false`, and nothing is done, if
+    /// it is held for another.
+    pub fn hold(
+        &mut self,
+        range_id: Uuid,
+        mac: MacAddr,
+        address: Ipv4Addr,
+        until: Timestamp,
+    ) -> bool {
+        if self.offers.get(&address).is_some_and(|o| o.mac != mac) {
+            return false;
+        }
+        self.unhold(range_id, mac);
+        let offer = Offer {
+            range_id,
+            mac,
+            until,
+        };
+        self.offers.insert(address, offer);
+        self.offer_of.insert((range_id, mac), address);
+        self.refile(address);
+        true
+    }
+
+    /// Drops what was held for a machine (it took another server's offer).
+    pub fn unhold(&mut self, range_id: Uuid, mac: MacAddr) {
+        if let Some(address) = self.offer_of.remove(&(range_id, mac)) {
+            self.offers.remove(&address);
+            self.refile(address);
+        }
+    }
+
+    /// Nobody answered the ARP probe.
+    pub fn probed_free(&mut self, address: Ipv4Addr, now: Timestamp) {
+        self.probed.insert(address, now);
+        if self.strangers.remove(&address).is_some() {
+            self.refile(address);
+        }
+    }
+
+    /// Somebody that we do not know answered the ARP probe: the address is kept out until
+    /// then, and what was offered of it is void.
+    pub fn probed_used(&mut self, address: Ipv4Addr, until: Timestamp) {
+        self.probed.remove(&address);
+        self.strangers.insert(address, until);
+        if let Some(offer) = self.offers.get(&address).copied() {
+            self.unhold(offer.range_id, offer.mac);
+        }
+        self.refile(address);
+    }
+
+    /// A few free addresses that no one has probed lately, to probe ahead of need. Goes round
+    /// the pools from call to call.
+    pub fn to_probe(
+        &mut self,
+        range: &NetworkRange,
+        is_reserved: &dyn Fn(Ipv4Addr) -> bool,
+        count: usize,
+        now: Timestamp,
+    ) -> Vec<Ipv4Addr> {
+        self.prepare(range, now);
+        let Some(index) = self.indexes.get_mut(&range.id) else {
+            return Vec::new();
+        };
+        let mut found = index.sweep(count.saturating_mul(8));
+        found.retain(|a| !is_reserved(*a) && !self.is_probed(*a, now));
+        found.truncate(count);
+        found
+    }
+
+    /// How many addresses this machine keeps out by DECLINE now.
+    #[must_use]
+    pub fn decline_count(&self, mac: MacAddr, now: Timestamp) -> u32 {
+        let lasts = |a: &&Ipv4Addr| self.leases.get(a).is_some_and(|l| l.lasts(now));
+        let count = self
+            .declined_by
+            .get(&mac)
+            .map_or(0, |all| all.iter().filter(lasts).count());
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
+    /// How full a range is.
+    pub fn usage(&mut self, range: &NetworkRange, now: Timestamp) -> Usage {
+        self.prepare(range, now);
+        let Some(index) = self.indexes.get(&range.id) else {
+            return Usage::default();
+        };
+        let mut usage = Usage {
+            size: index.size(),
+            held: index.holds(),
+            unused: index.unused(),
+            ..Usage::default()
+        };
+        for address in index.lasting(now) {
+            match self.leases.get(&address).map(|l| l.state) {
+                Some(LeaseState::Active) if !self.strangers.contains_key(&address) => {
+                    usage.leased += 1;
+                }
+                _ => usage.kept_out += 1,
+            }
+        }
+        usage
+    }
+
+    /// What is recorded of an address: active, released or declined, run out or not.
+    #[must_use]
+    pub fn lease_at(&self, address: Ipv4Addr) -> Option<&Lease> {
+        self.leases.get(&address)
+    }
+
+    /// A machine's active or released lease in a range.
+    #[must_use]
+    pub fn lease_of(&self, range_id: Uuid, mac: MacAddr) -> Option<&Lease> {
+        self.leases.get(self.lease_of.get(&(range_id, mac))?)
+    }
+
+    /// Every record, in no order.
+    pub fn leases(&self) -> impl Iterator<Item = &Lease> {
+        self.leases.values()
+    }
+
+    // ---- standing ----
+
+    fn standing(
+        &self,
+        range: &NetworkRange,
+        asker: &Asker<'_>,
+        lease: Option<&Lease>,
+        offered: Option<Ipv4Addr>,
+        now: Timestamp,
+    ) -> Standing {
+        let Some(address) = asker.requested else {
+            return Standing::NotAsked;
+        };
+        if !range.network.contains(address) {
+            return Standing::Elsewhere;
+        }
+        if self.is_taken(address, asker, now) {
+            return Standing::Taken;
+        }
+        if asker.reserved == Some(address) {
+            return Standing::Its;
+        }
+        // The lease of a machine whose session lives stands, whatever has changed since.
+        let leased = lease.is_some_and(|l| l.address == address);
+        if leased && (asker.is_live)(asker.mac) {
+            return Standing::Its;
+        }
+        if (asker.is_reserved)(address) {
+            return Standing::Taken;
+        }
+        let moves = asker
+            .reserved
+            .is_some_and(|r| !self.is_taken(r, asker, now));
+        if !range.is_dynamic(address) || (leased && moves) {
+            return Standing::NotServed;
+        }
+        if leased || offered == Some(address) {
+            return Standing::Its;
+        }
+        Standing::Free
+    }
+
+    /// Somebody else's by our records; reservations not looked at.
+    fn is_taken(&self, address: Ipv4Addr, asker: &Asker<'_>, now: Timestamp) -> bool {
+        let stranger = self.strangers.get(&address).is_some_and(|t| now < *t);
+        let offer = self.offers.get(&address);
+        let held = offer.is_some_and(|o| o.mac != asker.mac && now < o.until);
+        stranger
+            || held
+            || self.leases.get(&address).is_some_and(|l| match l.state {
+                LeaseState::Declined => l.lasts(now),
+                _ if l.mac == asker.mac => false,
+                LeaseState::Active => l.lasts(now) || (asker.is_live)(l.mac),
+                LeaseState::Released => (asker.is_live)(l.mac),
+            })
+    }
+
+    fn is_probed(&self, address: Ipv4Addr, now: Timestamp) -> bool {
+        let age = self.probed.get(&address).map(|at| now - *at);
+        age.is_some_and(|age| age < PROBED_FOR)
+    }
+
+    // ---- candidates ----
+
+    fn candidate(
+        &mut self,
+        range: &NetworkRange,
+        asker: &Asker<'_>,
+        lease: Option<&Lease>,
+        offered: Option<Ipv4Addr>,
+        requested: Standing,
+        now: Timestamp,
+    ) -> Candidate {
+        let free_for_it = |book: &Self, address| {
+            range.is_dynamic(address)
+                && !(asker.is_reserved)(address)
+                && !book.is_taken(address, asker, now)
+        };
+        if let Some(address) = asker.reserved.filter(|r| !self.is_taken(*r, asker, now)) {
+            return Candidate::Ready(address);
+        }
+        if let Some(lease) = lease
+            && !self.is_taken(lease.address, asker, now)
+            && ((asker.is_live)(asker.mac) || free_for_it(self, lease.address))
+        {
+            return Candidate::Ready(lease.address);
+        }
+        if let Some(address) = offered.filter(|a| free_for_it(self, *a)) {
+            return Candidate::Ready(address);
+        }
+        let wish = asker.requested.filter(|_| requested == Standing::Free);
+        match wish.or_else(|| self.pick(range.id, asker, now)) {
+            Some(address) if self.is_probed(address, now) => Candidate::Ready(address),
+            Some(address) => Candidate::Unprobed(address),
+            None => Candidate::None,
+        }
+    }
+
+    /// An address that nobody has. What must be passed over is parked, so that each such
+    /// address is seen once, not once a packet.
+    fn pick(&mut self, range_id: Uuid, asker: &Asker<'_>, now: Timestamp) -> Option<Ipv4Addr> {
+        for round in 0..2 {
+            if round == 1 {
+                let index = self.indexes.get_mut(&range_id)?;
+                for address in index.unpark(now) {
+                    self.refile(address);
+                }
+            }
+            loop {
+                let index = self.indexes.get(&range_id)?;
+                let next = index
+                    .guess(asker.mac)
+                    .or_else(|| index.oldest_released())
+                    .or_else(|| index.oldest_run_out(now));
+                let Some(address) = next else { break };
+                if (asker.is_reserved)(address) || self.is_taken(address, asker, now) {
+                    self.indexes
+                        .get_mut(&range_id)?
+                        .file(address, Place::Parked);
+                } else {
+                    return Some(address);
+                }
+            }
+        }
+        None
+    }
+
+    // ---- filing ----
+
+    /// Sees to it that the range's index stands and holds no offer that has run out.
+    fn prepare(&mut self, range: &NetworkRange, now: Timestamp) {
+        if !self.indexes.get(&range.id).is_some_and(|i| i.is_of(range)) {
+            // Networks never overlap: one that does is gone or was changed.
+            self.indexes.retain(|_, i| !i.overlaps(range));
+            let mut index = Index::new(range);
+            let known = self.leases.keys().chain(self.offers.keys());
+            for address in known.chain(self.strangers.keys()) {
+                index.file(*address, self.place(*address));
+            }
+            self.indexes.insert(range.id, index);
+        }
+        while let Some(address) = self.indexes.get(&range.id).and_then(|i| i.stale_offer(now)) {
+            match self.offers.get(&address).copied() {
+                Some(offer) => self.unhold(offer.range_id, offer.mac),
+                None => self.refile(address),
+            }
+        }
+        self.strangers.retain(|_, until| now < *until);
+    }
+
+    /// Drops the record of an address with what points to it.
+    fn forget(&mut self, address: Ipv4Addr) {
+        let Some(old) = self.leases.remove(&address) else {
+            return;
+        };
+        let key = (old.range_id, old.mac);
+        if self.lease_of.get(&key) == Some(&address) {
+            self.lease_of.remove(&key);
+        }
+        if let Some(all) = self.declined_by.get_mut(&old.mac) {
+            all.remove(&address);
+            if all.is_empty() {
+                self.declined_by.remove(&old.mac);
+            }
+        }
+    }
+
+    fn refile(&mut self, address: Ipv4Addr) {
+        let place = self.place(address);
+        for index in self.indexes.values_mut() {
+            index.file(address, place);
+        }
+    }
+
+    fn place(&self, address: Ipv4Addr) -> Place {
+        if let Some(until) = self.strangers.get(&address) {
+            return Place::Ending(*until);
+        }
+        if let Some(offer) = self.offers.get(&address) {
+            return Place::Held(offer.until);
+        }
+        match self.leases.get(&address) {
+            None => Place::Free,
+            Some(lease) => match (lease.state, lease.ends_at()) {
+                (LeaseState::Released, end) => Place::Released(end.unwrap_or(lease.starts_at)),
+                (LeaseState::Active | LeaseState::Declined, Some(end)) => Place::Ending(end),
+                (LeaseState::Active | LeaseState::Declined, None) => Place::Kept,
+            },
+        }
+    }
+}
