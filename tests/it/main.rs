@@ -1,5 +1,5 @@
-//! Tests against the real thing: a PostgreSQL of our own, real sockets, whole parts of the
-//! program together. `support` holds what they share.
+//! Ring 2: the whole product or large parts of it, against a real PostgreSQL of our own, real
+//! clients and real sockets. `support` holds what the tests of the catalog share.
 
 mod catalog_boots;
 mod catalog_changes;
@@ -7,12 +7,9 @@ mod catalog_embedded;
 mod catalog_leases;
 mod catalog_nouns;
 mod catalog_schema;
-mod support;
-//! Ring 2: the whole product or large parts of it, against the real PostgreSQL, real
-//! clients and real sockets.
-
 mod config;
 mod dhcp;
 mod http;
 mod storage;
+mod support;
 mod tftp;
