@@ -1,3 +1,5 @@
+//! Ring 2: the whole product or large parts of it, against a real PostgreSQL of our own, real
+//! clients and real sockets. `support` holds what the tests of the catalog share.
 //! Ring 2: the whole product or large parts of it, against the real PostgreSQL, real
 //! clients and real sockets. `support` holds what the tests share.
 //! Tests against the real thing: a PostgreSQL of our own, real sockets, whole parts of the
