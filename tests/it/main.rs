@@ -1,5 +1,5 @@
-//! Tests against the real thing: a PostgreSQL of our own, real sockets, whole parts of the
-//! program together. `support` holds what they share.
+//! Ring 2: whole parts of the product together, against the real thing: a PostgreSQL of our
+//! own, real clients, real sockets. `support` holds what they share.
 
 mod catalog_boots;
 mod catalog_changes;
@@ -7,11 +7,11 @@ mod catalog_embedded;
 mod catalog_leases;
 mod catalog_nouns;
 mod catalog_schema;
-mod support;
-//! Ring 2: the whole product or large parts of it, against the real PostgreSQL, real
-//! clients and real sockets.
-
 mod config;
 mod dhcp;
 mod http;
+mod phone_home;
+mod support;
 mod tftp;
+mod tracker;
+mod tracker_outage;
