@@ -1,5 +1,7 @@
 //! Ring 2: whole parts of the product together, against the real thing: a PostgreSQL of our
 //! own, real clients, real sockets. `support` holds what they share.
+//! Ring 2: the whole product or large parts of it, against the real PostgreSQL, real
+//! clients and real sockets. `support` holds what the tests share.
 
 mod catalog_boots;
 mod catalog_changes;
@@ -11,6 +13,7 @@ mod config;
 mod dhcp;
 mod http;
 mod phone_home;
+mod storage;
 mod support;
 mod tftp;
 mod tracker;
