@@ -1,5 +1,3 @@
-//! Ring 2: whole parts of the product together, against the real thing: a PostgreSQL of our
-//! own, real clients, real sockets. `support` holds what they share.
 //! Ring 2: the whole product or large parts of it, against the real PostgreSQL, real
 //! clients and real sockets. `support` holds what the tests share.
 
