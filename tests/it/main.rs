@@ -2,8 +2,6 @@
 //! clients and real sockets. `support` holds what the tests of the catalog share.
 //! Ring 2: the whole product or large parts of it, against the real PostgreSQL, real
 //! clients and real sockets. `support` holds what the tests share.
-//! Tests against the real thing: a PostgreSQL of our own, real sockets, whole parts of the
-//! program together. `support` holds what they share.
 #![expect(
     clippy::unwrap_used,
     reason = "a test fails by panicking, its helpers too"
@@ -19,6 +17,9 @@ mod catalog_schema;
 mod config;
 mod dhcp;
 mod http;
+mod phone_home;
 mod storage;
 mod support;
 mod tftp;
+mod tracker;
+mod tracker_outage;
