@@ -10,13 +10,13 @@ use uuid::Uuid;
 /// Held while `dls serve` runs; a second one on the same state directory is refused.
 /// The kernel lets go of it with the process, however that ends.
 #[derive(Debug)]
-pub struct StateLock(#[expect(dead_code, reason = "held, not read")] Flock<std::fs::File>);
+pub(super) struct StateLock(#[expect(dead_code, reason = "held, not read")] Flock<std::fs::File>);
 
 /// Takes the lock and writes our process id into it.
 ///
 /// # Errors
 /// When another server holds it, or the file can't be made.
-pub fn lock(state_dir: &Path) -> anyhow::Result<StateLock> {
+pub(super) fn lock(state_dir: &Path) -> anyhow::Result<StateLock> {
     let path = state_dir.join("dls.lock");
     let file = std::fs::OpenOptions::new()
         .read(true)
@@ -47,7 +47,7 @@ pub fn lock(state_dir: &Path) -> anyhow::Result<StateLock> {
 ///
 /// # Errors
 /// When the file can't be read or made, or holds no id.
-pub fn server_id(state_dir: &Path) -> anyhow::Result<Uuid> {
+pub(super) fn server_id(state_dir: &Path) -> anyhow::Result<Uuid> {
     let path = state_dir.join("server-id");
     match std::fs::read_to_string(&path) {
         Ok(text) => text.trim().parse().with_context(|| {

@@ -20,7 +20,7 @@ use super::plan::{Plan, plan};
 use super::script::{Frame, render};
 use super::session::{BootFile, Context, Door, Evidence, Observation};
 use super::token::{BootToken, boot_url};
-use super::tracker::{OpenAttempt, Tracker};
+use super::tracker::{Known, OpenAttempt, Tracker};
 use crate::cache::{Snapshot, View};
 use crate::clock::Clock;
 use crate::dhcp::decide::Loader;
@@ -258,6 +258,12 @@ impl Shared {
             BootPath::Mine { proof, item } => (proof, *item),
         };
         let snapshot = self.view.get();
+        if let (Some((id, token)), Item::Report(kind)) = (proof, item) {
+            if !BootToken::make(snapshot.site_key(), *id).matches(token) {
+                return Err(NoFile::BadToken);
+            }
+            return self.report(*id, kind, report, visitor);
+        }
         let attempt = match proof {
             Some((id, token)) => {
                 if !BootToken::make(snapshot.site_key(), *id).matches(token) {
@@ -280,16 +286,44 @@ impl Shared {
                 self.image_file(&snapshot, &attempt, visitor, FileRole::Initrd, n)
                     .await
             }
-            Item::Report(kind) => {
-                let evidence = match kind {
-                    Report::Up => Evidence::Up,
-                    Report::Beat => Evidence::Beat,
-                    Report::Bye => Evidence::Bye(report.and_then(reason)),
-                };
-                // The system may report from another address than the one it booted by.
-                self.observe(&attempt, visitor, evidence, Context::default());
-                Ok(Content::Noted)
-            }
+            // A report needs its token.
+            Item::Report(_) => Err(NoFile::NotBooting),
+        }
+    }
+
+    /// Notes a phone-home call. It concerns the boot whose token it shows, even if that is
+    /// over for us or the machine has begun another since.
+    fn report(
+        &self,
+        id: Uuid,
+        kind: Report,
+        body: Option<&str>,
+        visitor: Visitor,
+    ) -> Result<Content, NoFile> {
+        let attempt = match self.tracker.known(id) {
+            Known::Open(attempt) | Known::Over(attempt) => attempt,
+            Known::Never => return Err(NoFile::Over),
+        };
+        let what = match kind {
+            Report::Up => Evidence::Up,
+            Report::Beat => Evidence::Beat,
+            Report::Bye => Evidence::Bye(body.and_then(reason)),
+        };
+        // The system may report from another address than the one it booted by.
+        let context = Context {
+            range_id: attempt.range_id,
+            server_ip: Some(visitor.server),
+            ..Context::default()
+        };
+        let observation = Observation {
+            mac: attempt.mac,
+            at: self.clock.now(),
+            what,
+            context,
+        };
+        match self.tracker.report(id, observation) {
+            Known::Open(_) | Known::Over(_) => Ok(Content::Noted),
+            Known::Never => Err(NoFile::Over),
         }
     }
 
@@ -379,6 +413,7 @@ impl Shared {
             };
             let context = Context {
                 client: case.client.map(|c| (c.id, c.hostname.clone())),
+                phone_home: case.image.as_ref().map(|i| i.phone_home),
                 image: case.image.map(|i| (i.id, i.name.clone())),
                 client_ip: Some(visitor.client),
                 ..Context::default()

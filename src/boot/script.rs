@@ -120,7 +120,7 @@ fn kernel(initrds: u8, arguments: &str, frame: &Frame<'_>) -> String {
         "boot || goto failed\n\
          :failed\n\
          echo\n\
-         echo DLS: could not load or start {image}, see http://ipxe.org/${{errno}}\n\
+         echo DLS: could not load or start {image}, error ${{errno}}\n\
          echo Trying again in 10 seconds.\n\
          imgfree ||\n\
          sleep 10 ||\n"
@@ -261,7 +261,7 @@ mod tests {
              boot || goto failed\n\
              :failed\n\
              echo\n\
-             echo DLS: could not load or start debian-12, see http://ipxe.org/${errno}\n\
+             echo DLS: could not load or start debian-12, error ${errno}\n\
              echo Trying again in 10 seconds.\n\
              imgfree ||\n\
              sleep 10 ||\n\

@@ -4,8 +4,9 @@
 //! migration in a transaction of its own. It must not refuse a schema that is newer than this
 //! binary: in a rolling upgrade both versions live beside each other.
 
+use sqlx::PgPool;
 use sqlx::migrate::Migrator;
-use sqlx::{Connection, PgConnection};
+use sqlx::postgres::PgPoolOptions;
 
 use super::{Catalog, CatalogError};
 
@@ -22,9 +23,9 @@ impl Catalog {
     /// # Errors
     /// When a migration fails; the schema is then as before it.
     pub async fn run_migrations(&self) -> Result<(), CatalogError> {
-        let mut connection = self.migrating_connection().await?;
-        let outcome = migrator().run(&mut connection).await;
-        finish(connection, outcome).await
+        let pool = self.migrating_pool().await?;
+        let outcome = migrator().run(&pool).await;
+        finish(pool, outcome).await
     }
 
     /// Undoes the migrations that are newer than `down_to`, newest first (for tests and for
@@ -33,28 +34,29 @@ impl Catalog {
     /// # Errors
     /// When one fails.
     pub async fn revert_migrations(&self, down_to: i64) -> Result<(), CatalogError> {
-        let mut connection = self.migrating_connection().await?;
-        let outcome = migrator().undo(&mut connection, down_to).await;
-        finish(connection, outcome).await
+        let pool = self.migrating_pool().await?;
+        let outcome = migrator().undo(&pool, down_to).await;
+        finish(pool, outcome).await
     }
 
-    /// A connection taken out of the pool: were a migration to fail on a pooled one, its
-    /// advisory lock would stay behind with it. Messages of `IF NOT EXISTS` are not wanted.
-    async fn migrating_connection(&self) -> Result<PgConnection, CatalogError> {
-        let mut connection = self.pool().acquire().await?.detach();
-        sqlx::query!("SET client_min_messages = warning")
-            .execute(&mut connection)
-            .await?;
-        Ok(connection)
+    /// A connection apart: were a migration to fail on one of the pool's, its advisory lock
+    /// would stay behind with it. Messages of `IF NOT EXISTS` are not wanted.
+    async fn migrating_pool(&self) -> Result<PgPool, CatalogError> {
+        let options = (*self.pool().connect_options()).clone();
+        let options = options.options([("client_min_messages", "warning")]);
+        Ok(PgPoolOptions::new()
+            .max_connections(1)
+            .connect_with(options)
+            .await?)
     }
 }
 
 async fn finish(
-    connection: PgConnection,
+    pool: PgPool,
     outcome: Result<(), sqlx::migrate::MigrateError>,
 ) -> Result<(), CatalogError> {
-    // Its answer does not matter: the server drops session and lock with the connection.
-    let _ = connection.close().await;
+    // The server drops session and lock with the connection.
+    pool.close().await;
     outcome.map_err(|error| match error {
         sqlx::migrate::MigrateError::Execute(error) => error.into(),
         sqlx::migrate::MigrateError::VersionMismatch(version) => CatalogError::Other(format!(

@@ -130,6 +130,6 @@ where
 }
 
 /// Until the root has it.
-fn serve(_config: &Config) -> anyhow::Result<()> {
-    anyhow::bail!("serve is not there yet")
+fn serve(config: &Config) -> anyhow::Result<()> {
+    crate::app::serve(config)
 }

@@ -232,12 +232,6 @@ impl DhcpMetrics {
         self.stored.inc_by(leases as u64);
     }
 
-    /// How often a packet got no answer for a reason, by its word: for tests and `dls doctor`.
-    #[must_use]
-    pub fn silences(&self, word: &'static str) -> u64 {
-        self.silence(word).get()
-    }
-
     fn silence(&self, word: &'static str) -> Counter {
         self.silences.get_or_create_owned(&reason(word))
     }

@@ -1,5 +1,16 @@
 //! Ring 2: the whole product or large parts of it, against the real PostgreSQL, real
-//! clients and real sockets.
+//! clients and real sockets. `support` holds what they share.
+//! clients and real sockets. `support` holds what the tests share.
 
+mod catalog_boots;
+mod catalog_changes;
+mod catalog_embedded;
+mod catalog_leases;
+mod catalog_nouns;
+mod catalog_schema;
 mod config;
+mod dhcp;
+mod http;
+mod support;
+mod storage;
 mod tftp;

@@ -20,7 +20,7 @@ use crate::{secs, wait_for};
 /// What the guest's first program does: the network, `dls`, and once it is ready the range
 /// (first start only) and a marker; then it lists all leases on its console.
 const INIT: &str = "#!/bin/sh
-export PATH=/bin:/usr/bin LD_LIBRARY_PATH=/lib/host LANG=C HOME=/root
+export PATH=/bin:/usr/bin LANG=C HOME=/root PAGER=cat
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t tmpfs run /run
@@ -60,15 +60,10 @@ fn add_libraries(tree: &Path, program: &Path) {
     for line in String::from_utf8_lossy(&listed.stdout).lines() {
         let path = line.split_whitespace().find(|word| word.starts_with('/'));
         if let Some(path) = path.map(Path::new) {
-            let name = path.file_name().expect("a library's name");
-            // The loader has its place written into each program; others are searched.
-            let place = if name.to_string_lossy().starts_with("ld-linux") {
-                tree.join("lib64")
-            } else {
-                tree.join("lib/host")
-            };
-            fs::create_dir_all(&place).expect("mkdir");
-            fs::copy(path, place.join(name)).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+            // Where this machine has it: the loader of the same Debian looks there too.
+            let target = tree.join(path.strip_prefix("/").expect("absolute"));
+            fs::create_dir_all(target.parent().expect("a folder")).expect("mkdir");
+            fs::copy(path, &target).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         }
     }
 }

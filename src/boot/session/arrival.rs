@@ -13,8 +13,8 @@
 
 use uuid::Uuid;
 
-use super::evidence::Speaker;
-use crate::model::Stage;
+use super::evidence::{Evidence, Observation, Speaker};
+use crate::model::{Arch, Stage};
 
 /// What the packet of a machine means for its open attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,6 +57,22 @@ pub struct Caller {
     pub http: bool,
     /// Option 97.
     pub smbios_uuid: Option<Uuid>,
+}
+
+impl Caller {
+    /// The caller of a DHCP observation; `None` for evidence that opens nothing.
+    #[must_use]
+    pub fn of(seen: &Observation) -> Option<Self> {
+        let speaker = match &seen.what {
+            Evidence::Discover(speaker) => *speaker,
+            _ => return None,
+        };
+        Some(Self {
+            speaker,
+            http: seen.context.arch.is_some_and(Arch::is_http),
+            smbios_uuid: seen.context.smbios_uuid,
+        })
+    }
 }
 
 /// The table; see the module's head.

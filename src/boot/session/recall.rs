@@ -3,7 +3,8 @@
 //! Deadlines begin anew at `now`: a server that was away expires nobody at once.
 
 use super::evidence::Speaker;
-use super::machine::{Boot, Life, Proof, signature};
+use super::machine::{Boot, ImageReport, Life, Proof};
+use super::rows::signature;
 use super::rules::Rules;
 use crate::model::{Attempt, BootEvent, BootSession, PhoneHome, SessionStatus, Stage, Timestamp};
 
@@ -87,6 +88,7 @@ impl Boot {
                 } else {
                     self.life = Life::Running(Proof::Reported);
                     self.phone_home = PhoneHome::Expected;
+                    self.image_report = ImageReport::Told;
                 }
             }
             _ => {}
