@@ -1,10 +1,11 @@
 //! Ring 2: the whole product or large parts of it, against the real PostgreSQL, real
-//! clients and real sockets. `support` holds what they share.
 //! clients and real sockets. `support` holds what the tests share.
-//! Tests against the real thing: a PostgreSQL of our own, real sockets, whole parts of the
-//! program together. `support` holds what they share.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
+mod admin;
 mod catalog_boots;
 mod catalog_changes;
 mod catalog_embedded;
@@ -14,6 +15,6 @@ mod catalog_schema;
 mod config;
 mod dhcp;
 mod http;
-mod support;
 mod storage;
+mod support;
 mod tftp;
