@@ -7,6 +7,7 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
+mod admin;
 mod catalog_boots;
 mod catalog_changes;
 mod catalog_embedded;
