@@ -17,6 +17,8 @@ pub fn start_logging(log: &Log) -> Result<(), Box<dyn std::error::Error + Send +
         Ok(filter) => (filter, None),
         Err(e) => (EnvFilter::new("info"), Some(e)),
     };
+    // sqlx looks for root's .pgpass after we have stopped being root, and complains.
+    let filter = filter.add_directive("sqlx_postgres::options::pgpass=error".parse()?);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

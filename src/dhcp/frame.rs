@@ -103,15 +103,13 @@ impl Arp {
         }
     }
 
-    /// The address whose use this message gives away: the sender's, or, in another
-    /// machine's probe, the one that it is about to use (RFC 5227 section 2.1.1).
+    /// The address that this message shows to be in use: the sender's. A probe (no sender
+    /// address) shows none: another server of the site, which looks at a free address in the
+    /// same moment, must not make it look taken. A client that is about to use it answers for
+    /// it a moment later.
     #[must_use]
-    pub(super) fn claims(&self) -> Ipv4Addr {
-        if self.sender_ip.is_unspecified() {
-            self.target_ip
-        } else {
-            self.sender_ip
-        }
+    pub(super) fn shows_in_use(&self) -> Option<Ipv4Addr> {
+        (!self.sender_ip.is_unspecified()).then_some(self.sender_ip)
     }
 
     /// The 28 bytes.
@@ -206,7 +204,14 @@ mod tests {
         let ours = MacAddr([2, 0, 0, 0, 0, 1]);
         let probe = Arp::probe(ours, Ipv4Addr::new(10, 0, 0, 9));
         assert_eq!(Arp::parse(&probe.encode()), Some(probe));
-        assert_eq!(probe.claims(), Ipv4Addr::new(10, 0, 0, 9));
+        assert_eq!(probe.shows_in_use(), None);
+        let answer = Arp {
+            operation: ArpOperation::Reply,
+            sender_ip: Ipv4Addr::new(10, 0, 0, 9),
+            ..probe
+        };
+        assert_eq!(Arp::parse(&answer.encode()), Some(answer));
+        assert_eq!(answer.shows_in_use(), Some(answer.sender_ip));
         let mut tokenring = probe.encode();
         tokenring[1] = 6;
         assert_eq!(Arp::parse(&tokenring), None);

@@ -3,9 +3,10 @@
 //! *Pure*: [`wire`] bytes <-> types; [`decide`] request + facts -> decision; [`pool`] who has
 //! which address; `frame` IPv4/UDP and ARP bytes; `foreign` notes on other servers.
 //! *Edge*: [`server`] binds, receives and follows interfaces (`interfaces`, `link`, `socket`,
-//! `raw`); `flow` is a packet's way, with its `facts`, the lease committer (`commit`), the ARP
+//! `raw`); `flow` is a packet's way, with its `facts` and the `answer`, `overhear` other servers, the lease committer (`commit`), the ARP
 //! prober (`probe`), the registration of unknown machines (`registrar`) and `metrics`.
 
+mod answer;
 mod commit;
 pub mod decide;
 mod facts;
@@ -14,7 +15,8 @@ mod foreign;
 mod frame;
 mod interfaces;
 mod link;
-mod metrics;
+pub mod metrics;
+mod overhear;
 pub mod pool;
 mod probe;
 mod raw;
@@ -22,3 +24,9 @@ mod registrar;
 pub mod server;
 mod socket;
 pub mod wire;
+
+#[cfg(test)]
+#[path = "../../tests/support/dhcp_packet.rs"]
+mod packet;
+#[cfg(test)]
+mod testing;

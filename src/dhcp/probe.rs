@@ -102,7 +102,9 @@ impl Prober {
             if arp.sender_mac == self.our_mac {
                 continue;
             }
-            if let Some(sender) = self.lock().get(&arp.claims()) {
+            if let Some(address) = arp.shows_in_use()
+                && let Some(sender) = self.lock().get(&address)
+            {
                 let _ = sender.send(arp.sender_mac);
             }
         }

@@ -17,11 +17,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use super::answer::Ticket;
 use super::commit::{Committer, Operation};
 use super::decide::Port;
 use super::facts::keep_out;
 pub use super::flow::LoaderLookup;
-use super::flow::{Core, Gates, Ticket};
+use super::flow::{Core, Gates};
 use super::foreign::Strangers;
 use super::frame;
 pub use super::interfaces::Selection;

@@ -194,6 +194,7 @@ impl Transfer {
                     if let Err(e) = self.send_row(first, count).await {
                         return (Ending::SendFailed, format!("can't send: {e}"));
                     }
+                    self.machine.on_sent(self.elapsed());
                 }
                 Step::End(outcome) => return named(outcome),
             }

@@ -1,5 +1,6 @@
 //! The embedded cluster: made, found, adopted, recovered, refused, carried over.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -143,7 +144,6 @@ async fn a_long_state_dir_has_its_socket_elsewhere() {
     let long = dir.path().join("state-".repeat(20));
     std::fs::create_dir(&long).unwrap();
     // Its parent is made by this test and must let PostgreSQL's user through.
-    use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let embedded = start(&long).await;
     let catalog = open(&embedded.url(), Uuid::nil()).await;
@@ -162,7 +162,7 @@ async fn a_long_state_dir_has_its_socket_elsewhere() {
         .split_once('&')
         .unwrap()
         .0;
-    std::fs::remove_dir_all(path).unwrap();
+    assert!(!Path::new(path).exists());
 }
 
 #[tokio::test]
@@ -219,6 +219,7 @@ async fn a_closed_door_on_the_way_is_named() {
         return; // Not root: PostgreSQL runs as we are, and goes where we go.
     };
     let dir = state_dir();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
     let inner = dir.path().join("state");
     let error = Embedded::start(&inner, Some(&user))
         .await

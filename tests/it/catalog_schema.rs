@@ -298,7 +298,7 @@ async fn what_else_postgresql_refuses() {
         ("UPDATE clients SET ip_address = 'fd00::1'".to_owned(), "clients_ip_address_check"),
         ("UPDATE clients SET ip_address = '239.1.1.1'".to_owned(), "clients_ip_address_check"),
         ("INSERT INTO clients (mac_address, hostname, ip_address) VALUES ('52:54:00:00:00:0f', 'x', '10.1.0.5')".to_owned(), "clients_ip_address_key"),
-        ("INSERT INTO boot_attempts (id, mac, server_id, outcome) VALUES (uuid_generate_v4(), '52:54:00:00:00:01', uuid_generate_v4(), 'lost')".to_owned(), "boot_attempts_outcome_check"),
+        ("INSERT INTO boot_attempts (id, mac, server_id, outcome, ended_at) VALUES (uuid_generate_v4(), '52:54:00:00:00:01', uuid_generate_v4(), 'lost', now())".to_owned(), "boot_attempts_outcome_check"),
         ("INSERT INTO boot_attempts (id, mac, server_id, outcome) VALUES (uuid_generate_v4(), '52:54:00:00:00:01', uuid_generate_v4(), 'failed')".to_owned(), "boot_attempts_open_check"),
         ("INSERT INTO boot_events (session_id, stage) VALUES (uuid_generate_v4(), 'up')".to_owned(), "boot_events_session_fkey"),
         ("INSERT INTO site (site_key) VALUES ('x')".to_owned(), "site_key_length"),

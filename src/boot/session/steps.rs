@@ -208,12 +208,7 @@ impl Boot {
         self.loader_offered(at, loader, out);
     }
 
-    fn loader_offered(
-        &mut self,
-        at: Timestamp,
-        loader: Option<&str>,
-        out: &mut Vec<Effect>,
-    ) {
+    fn loader_offered(&mut self, at: Timestamp, loader: Option<&str>, out: &mut Vec<Effect>) {
         if let Some(name) = loader {
             self.loader = Some(name.to_owned());
             self.reach(
@@ -227,12 +222,7 @@ impl Boot {
     }
 
     /// The operating system speaks DHCP: evidence only once a kernel was delivered.
-    fn os_network(
-        &mut self,
-        at: Timestamp,
-        address: Option<Ipv4Addr>,
-        out: &mut Vec<Effect>,
-    ) {
+    fn os_network(&mut self, at: Timestamp, address: Option<Ipv4Addr>, out: &mut Vec<Effect>) {
         if self.times.delivered.is_none() || address.is_none() {
             return;
         }

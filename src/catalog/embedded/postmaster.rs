@@ -92,6 +92,7 @@ impl Postmaster {
         if fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_BYTES) {
             let _ = fs::rename(&log, log.with_extension("1"));
         }
+        let before = fs::metadata(&log).map_or(0, |meta| meta.len());
         let failed =
             |e: std::io::Error| EmbeddedError::Failed(format!("can't start PostgreSQL: {e}"));
         let output = fs::OpenOptions::new()
@@ -138,31 +139,29 @@ impl Postmaster {
             Some(started) => Ok(started),
             None => Err(EmbeddedError::Failed(format!(
                 "PostgreSQL did not start: {} (more in {})",
-                last_words(&log),
+                last_words(&log, before),
                 log.display()
             ))),
         }
     }
 
-    /// Waits until it answers; `None` if it ends before that.
+    /// Waits until it answers; `None` if it ends before that. The answer may be that we are not
+    /// let in: the next step says that better.
     async fn answering(mut self, place: &Place, port: u16) -> Result<Option<Self>, EmbeddedError> {
         let waiting = async {
-            let mut last = String::new();
-            loop {
-                if !self.is_there() {
-                    return None;
-                }
+            while self.is_there() {
                 match ask(place, port).await {
-                    Ok(()) => return Some(last),
-                    Err(error) if is_wrong_user(&error) => return Some(error.to_string()),
-                    Err(error) => last = error.to_string(),
+                    Ok(()) => return true,
+                    Err(error) if is_wrong_user(&error) => return true,
+                    Err(error) => tracing::debug!(%error, "PostgreSQL does not answer yet"),
                 }
                 tokio::time::sleep(STEP).await;
             }
+            false
         };
         match tokio::time::timeout(START, waiting).await {
-            Ok(None) => Ok(None),
-            Ok(Some(_)) => Ok(Some(self)),
+            Ok(false) => Ok(None),
+            Ok(true) => Ok(Some(self)),
             Err(_) => Err(EmbeddedError::Failed(format!(
                 "PostgreSQL did not answer for {} minutes: see {}",
                 START.as_secs() / 60,
@@ -226,7 +225,7 @@ async fn ask(place: &Place, port: u16) -> Result<(), sqlx::Error> {
     }
 }
 
-/// It answers, but not to us (28000): waiting would not help, the next step says it better.
+/// It answers, but not to us (class 28): waiting would not help.
 fn is_wrong_user(error: &sqlx::Error) -> bool {
     let code = error
         .as_database_error()
@@ -345,20 +344,28 @@ pub(super) async fn run(
     )))
 }
 
-/// The last complaint in the log.
-fn last_words(log: &Path) -> String {
+/// The last complaint in the log since it had so many bytes. That a connection came too early
+/// or too late is none.
+fn last_words(log: &Path, from: u64) -> String {
     let text = fs::read(log).unwrap_or_default();
-    let text = String::from_utf8_lossy(
-        text.get(text.len().saturating_sub(8192)..)
-            .unwrap_or_default(),
-    )
-    .into_owned();
-    let complaint = text
+    let from = usize::try_from(from).unwrap_or(0);
+    let text = String::from_utf8_lossy(text.get(from..).unwrap_or_default()).into_owned();
+    let mut lines = text
         .lines()
-        .rev()
-        .find(|line| line.contains("FATAL") || line.contains("PANIC") || line.contains("error"));
+        .filter(|line| !line.contains("the database system is"));
+    let complaint = lines.clone().rev().find(|line| {
+        [
+            "FATAL",
+            "PANIC",
+            "ERROR",
+            "could not",
+            "performing immediate",
+        ]
+        .iter()
+        .any(|word| line.contains(word))
+    });
     complaint
-        .or(text.lines().next_back())
+        .or(lines.next_back())
         .unwrap_or("it said nothing")
         .trim()
         .to_owned()

@@ -497,11 +497,11 @@ fn another_dhcp_server_is_noticed() {
         (database.query(found) == "1").then_some(())
     });
     // The machine takes the other's offer: not ours to answer.
-    let request = Message::new(REQUEST, mac(1), 1)
+    let request = Message::new(REQUEST, mac(1), 2)
         .requesting(Ipv4Addr::new(10, 77, 0, 200))
         .of_server(Ipv4Addr::new(10, 77, 0, 9));
     talker.send(&request.bytes());
-    assert!(talker.hear(1, Duration::from_millis(500), 1).is_empty());
+    assert!(talker.hear(2, Duration::from_millis(500), 1).is_empty());
     assert_eq!(server.metric("silences_total{reason=\"other_server\"}"), 1);
 }
 

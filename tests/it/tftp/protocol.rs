@@ -66,6 +66,21 @@ impl Client {
         Some((self.buffer[..n].to_vec(), from))
     }
 
+    /// The first answer; asks again as clients do.
+    async fn first(
+        &mut self,
+        server: SocketAddrV4,
+        request: &[u8],
+    ) -> Option<(Vec<u8>, SocketAddr)> {
+        for _ in 0..10 {
+            if let Some(got) = self.next(Duration::from_secs(2)).await {
+                return Some(got);
+            }
+            self.send(request, server.into()).await;
+        }
+        None
+    }
+
     /// Fetches a file as RFC 1350 and RFC 7440 have it.
     pub(super) async fn fetch(
         &mut self,
@@ -83,7 +98,12 @@ impl Client {
         let mut expected = 1_u16;
         let mut since = 0;
         loop {
-            let (packet, from) = self.next(SOON).await.expect("the server fell silent");
+            let got = if all.is_empty() && since == 0 {
+                self.first(server, &rrq(name, options)).await
+            } else {
+                self.next(SOON).await
+            };
+            let (packet, from) = got.expect("the server fell silent");
             let answer = match packet[1] {
                 6 => ack(0),
                 3 => {
