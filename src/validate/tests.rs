@@ -209,7 +209,7 @@ fn a_whole_client_is_read() {
     let client = read_client(body, Write::Create, Strictness::Strict).unwrap();
     assert_eq!(client.hostname, "pc-01");
     assert_eq!(client.assigned_image_id, Some(DEBIAN));
-    assert_eq!(client.network_config.unwrap().mtu, Some(9000));
+    assert_eq!(client.network_config.as_ref().unwrap().mtu, Some(9000));
     assert_eq!(client.macs().count(), 2);
 }
 
