@@ -695,6 +695,7 @@ fn evidence_kinds() -> Vec<(&'static str, Evidence)> {
         ("beat", E::Beat),
         ("bye", E::Bye(None)),
         ("released", E::Released),
+        ("located", E::Located),
     ]
 }
 
@@ -705,7 +706,7 @@ proptest! {
     /// bounded, an end is an end, and silence ends everything but what may last for ever.
     #[test]
     fn random_lives(
-        steps in prop::collection::vec((0_usize..24, -5_i64..90, any::<bool>()), 1..900),
+        steps in prop::collection::vec((0_usize..25, -5_i64..90, any::<bool>()), 1..900),
         image in 0_usize..3,
         known in any::<bool>(),
     ) {
