@@ -1,1 +1,636 @@
 //! dls.toml and the environment become a checked [`Config`].
+//!
+//! Unknown keys are refused with key and line; every `DLS_SECTION_KEY` variable overrides its
+//! key; [`Config::check`] then tells every contradiction at once. This file and the command
+//! line are the only readers of the environment.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// The whole configuration. Every default is right for a first start on one server.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where everything that must outlive a restart lies: database, admin token, storage.
+    pub state_dir: PathBuf,
+    /// The user that `dls` becomes when it is started as root.
+    pub user: String,
+    /// `[database]`
+    pub database: Database,
+    /// `[dhcp]`
+    pub dhcp: Dhcp,
+    /// `[tftp]`
+    pub tftp: Tftp,
+    /// `[http]`
+    pub http: Http,
+    /// `[admin]`
+    pub admin: Admin,
+    /// `[storage]`
+    pub storage: Storage,
+    /// `[boot]`
+    pub boot: Boot,
+    /// `[validation]`
+    pub validation: Validation,
+    /// `[log]`
+    pub log: Log,
+}
+
+/// `[database]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Database {
+    /// `embedded`, or `postgres://USER[:PASSWORD]@HOST[:PORT]/NAME`.
+    pub url: DatabaseUrl,
+    /// Connections kept open.
+    pub min_connections: u32,
+    /// Connections at most.
+    pub max_connections: u32,
+    /// How long a task waits for a free connection, seconds.
+    pub pool_timeout_seconds: u64,
+}
+
+/// Which database.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub enum DatabaseUrl {
+    /// A private cluster under `state_dir`.
+    Embedded,
+    /// An ordinary PostgreSQL.
+    Server(String),
+}
+
+impl From<String> for DatabaseUrl {
+    fn from(text: String) -> Self {
+        if text == "embedded" {
+            Self::Embedded
+        } else {
+            Self::Server(text)
+        }
+    }
+}
+
+impl std::fmt::Debug for DatabaseUrl {
+    /// Never shows a URL: it may hold a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Embedded => "embedded",
+            Self::Server(_) => "postgres://..",
+        })
+    }
+}
+
+/// `[dhcp]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Dhcp {
+    /// Interfaces to listen on; empty: those whose address lies in a network range.
+    pub interfaces: Vec<String>,
+}
+
+/// `[tftp]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tftp {
+    /// Address and port.
+    pub listen: SocketAddr,
+}
+
+/// `[http]`: the boot listener.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// Address and port.
+    pub listen: SocketAddr,
+}
+
+/// `[admin]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Address and port.
+    pub listen: SocketAddr,
+}
+
+/// Kinds of storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StorageBackend {
+    /// Files below one directory.
+    Directory,
+}
+
+/// `[storage]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Storage {
+    /// `directory`.
+    pub backend: StorageBackend,
+    /// The root; default: `storage` in `state_dir`.
+    pub path: Option<PathBuf>,
+}
+
+/// What happens to machines nobody has registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownClients {
+    /// They are registered, disabled, and wait on their screen to be enabled.
+    Register,
+    /// Their boot requests get no boot part.
+    Ignore,
+}
+
+/// `[boot]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Boot {
+    /// Where the boot loaders are.
+    pub loader_dir: PathBuf,
+    /// Unknown machines that ask to boot.
+    pub unknown_clients: UnknownClients,
+    /// How many self-registered machines may wait at once.
+    pub unknown_limit: u32,
+    /// Name of the image of clients that have none of their own.
+    pub default_image: Option<String>,
+    /// Seconds between two looks of a waiting machine.
+    pub wait_seconds: u32,
+    /// Seconds without progress after which a boot has stalled, up to the initrd.
+    pub stall_seconds: u32,
+    /// Seconds from the initrd to `up` after which the system has failed to come up.
+    pub os_seconds: u32,
+}
+
+/// `[validation]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Validation {
+    /// Refuse what could be corrected (host bits in a network, a MAC in another spelling).
+    pub enable_strict_mode: bool,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `info`, `debug`, or per module as in `info,dls::dhcp=debug`.
+    pub filter: String,
+    /// Text or JSON.
+    pub format: LogFormat,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state_dir: PathBuf::from("/var/lib/dls"),
+            user: "dls".to_owned(),
+            database: Database::default(),
+            dhcp: Dhcp::default(),
+            tftp: Tftp::default(),
+            http: Http::default(),
+            admin: Admin::default(),
+            storage: Storage::default(),
+            boot: Boot::default(),
+            validation: Validation::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Self {
+            url: DatabaseUrl::Embedded,
+            min_connections: 2,
+            max_connections: 20,
+            pool_timeout_seconds: 30,
+        }
+    }
+}
+
+impl Default for Tftp {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 69)),
+        }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 8069)),
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+        }
+    }
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self {
+            backend: StorageBackend::Directory,
+            path: None,
+        }
+    }
+}
+
+impl Default for Boot {
+    fn default() -> Self {
+        Self {
+            loader_dir: PathBuf::from("/usr/lib/ipxe"),
+            unknown_clients: UnknownClients::Register,
+            unknown_limit: 500,
+            default_image: None,
+            wait_seconds: 5,
+            stall_seconds: 60,
+            os_seconds: 300,
+        }
+    }
+}
+
+impl Default for Validation {
+    fn default() -> Self {
+        Self {
+            enable_strict_mode: true,
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            filter: "info".to_owned(),
+            format: LogFormat::Text,
+        }
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("can't read {path}: {source}")]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no valid configuration; the message names line and key.
+    #[error("{path}: {message}")]
+    Malformed {
+        /// Which file.
+        path: PathBuf,
+        /// Line, key, what was expected.
+        message: String,
+    },
+    /// A `DLS_*` variable has no valid value.
+    #[error("environment variable {name}: {message}")]
+    Variable {
+        /// Its name.
+        name: String,
+        /// What was expected.
+        message: String,
+    },
+    /// Values that can't work, all of them, one a line.
+    #[error("{}", .0.join("\n"))]
+    Contradictions(Vec<String>),
+}
+
+/// Where the configuration is looked for when none is named; it may be missing.
+pub const DEFAULT_PATH: &str = "/etc/dls/dls.toml";
+
+impl Config {
+    /// Reads the named file, or [`DEFAULT_PATH`] if that is there, or else takes defaults;
+    /// then the environment; then checks.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    #[expect(clippy::disallowed_methods, reason = "the environment is read here")]
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = file.unwrap_or(Path::new(DEFAULT_PATH));
+        let mut config = match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, path)?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && file.is_none() => Self::default(),
+            Err(source) => {
+                return Err(ConfigError::Unreadable {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        };
+        config.override_with(|name| std::env::var(name).ok())?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads one file's text, without environment and checks. `path` is for messages.
+    ///
+    /// # Errors
+    /// [`ConfigError::Malformed`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|e| {
+            let line = e
+                .span()
+                .map(|s| text.get(..s.start).unwrap_or(text).matches('\n').count() + 1);
+            let place = line.map_or(String::new(), |n| format!("line {n}: "));
+            ConfigError::Malformed {
+                path: path.to_owned(),
+                message: format!("{place}{}", e.message()),
+            }
+        })
+    }
+
+    /// Applies `DLS_*` variables; `lookup` answers a name with its value.
+    ///
+    /// # Errors
+    /// [`ConfigError::Variable`].
+    pub fn override_with(
+        &mut self,
+        lookup: impl Fn(&str) -> Option<String>,
+    ) -> Result<(), ConfigError> {
+        let set = Overrides { lookup: &lookup };
+        set.parsed("DLS_STATE_DIR", &mut self.state_dir)?;
+        set.parsed("DLS_USER", &mut self.user)?;
+        if let Some(url) = lookup("DLS_DATABASE_URL") {
+            self.database.url = DatabaseUrl::from(url);
+        }
+        set.parsed(
+            "DLS_DATABASE_MIN_CONNECTIONS",
+            &mut self.database.min_connections,
+        )?;
+        set.parsed(
+            "DLS_DATABASE_MAX_CONNECTIONS",
+            &mut self.database.max_connections,
+        )?;
+        set.parsed(
+            "DLS_DATABASE_POOL_TIMEOUT_SECONDS",
+            &mut self.database.pool_timeout_seconds,
+        )?;
+        if let Some(names) = lookup("DLS_DHCP_INTERFACES") {
+            let names = names.split(',').map(str::trim).filter(|n| !n.is_empty());
+            self.dhcp.interfaces = names.map(str::to_owned).collect();
+        }
+        set.parsed("DLS_TFTP_LISTEN", &mut self.tftp.listen)?;
+        set.parsed("DLS_HTTP_LISTEN", &mut self.http.listen)?;
+        set.parsed("DLS_ADMIN_LISTEN", &mut self.admin.listen)?;
+        set.word("DLS_STORAGE_BACKEND", &mut self.storage.backend)?;
+        if let Some(path) = lookup("DLS_STORAGE_PATH") {
+            self.storage.path = Some(PathBuf::from(path));
+        }
+        set.parsed("DLS_BOOT_LOADER_DIR", &mut self.boot.loader_dir)?;
+        set.word("DLS_BOOT_UNKNOWN_CLIENTS", &mut self.boot.unknown_clients)?;
+        set.parsed("DLS_BOOT_UNKNOWN_LIMIT", &mut self.boot.unknown_limit)?;
+        if let Some(image) = lookup("DLS_BOOT_DEFAULT_IMAGE") {
+            self.boot.default_image = (!image.is_empty()).then_some(image);
+        }
+        set.parsed("DLS_BOOT_WAIT_SECONDS", &mut self.boot.wait_seconds)?;
+        set.parsed("DLS_BOOT_STALL_SECONDS", &mut self.boot.stall_seconds)?;
+        set.parsed("DLS_BOOT_OS_SECONDS", &mut self.boot.os_seconds)?;
+        set.parsed(
+            "DLS_VALIDATION_ENABLE_STRICT_MODE",
+            &mut self.validation.enable_strict_mode,
+        )?;
+        set.parsed("DLS_LOG_FILTER", &mut self.log.filter)?;
+        set.word("DLS_LOG_FORMAT", &mut self.log.format)?;
+        Ok(())
+    }
+
+    /// Finds values that can't work together, all at once.
+    ///
+    /// # Errors
+    /// [`ConfigError::Contradictions`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let mut wrong = Vec::new();
+        let mut require = |ok: bool, message: String| {
+            if !ok {
+                wrong.push(message);
+            }
+        };
+        let database = &self.database;
+        require(
+            database.max_connections >= 2,
+            "database.max_connections: at least 2, one listens for changes while the other works"
+                .into(),
+        );
+        require(
+            database.min_connections <= database.max_connections,
+            format!(
+                "database.min_connections: {} is more than database.max_connections ({})",
+                database.min_connections, database.max_connections
+            ),
+        );
+        require(
+            database.pool_timeout_seconds > 0,
+            "database.pool_timeout_seconds: must be at least 1".into(),
+        );
+        if let DatabaseUrl::Server(url) = &database.url {
+            require(
+                url.starts_with("postgres://") || url.starts_with("postgresql://"),
+                "database.url: expected \"embedded\" or postgres://USER@HOST/NAME".into(),
+            );
+        }
+        require(
+            self.state_dir.is_absolute(),
+            "state_dir: must be an absolute path".into(),
+        );
+        require(
+            self.boot.loader_dir.is_absolute(),
+            "boot.loader_dir: must be an absolute path".into(),
+        );
+        if let Some(path) = &self.storage.path {
+            require(
+                path.is_absolute(),
+                "storage.path: must be an absolute path".into(),
+            );
+        }
+        require(
+            self.admin.listen.port() == 0
+                || self.http.listen.port() != self.admin.listen.port()
+                || (self.http.listen.ip() != self.admin.listen.ip()
+                    && !self.http.listen.ip().is_unspecified()
+                    && !self.admin.listen.ip().is_unspecified()),
+            format!(
+                "http.listen and admin.listen: both take port {}",
+                self.admin.listen.port()
+            ),
+        );
+        let seconds = [
+            ("boot.wait_seconds", self.boot.wait_seconds),
+            ("boot.stall_seconds", self.boot.stall_seconds),
+            ("boot.os_seconds", self.boot.os_seconds),
+        ];
+        for (key, value) in seconds {
+            require(
+                (1..=86_400).contains(&value),
+                format!("{key}: must be between 1 and 86400"),
+            );
+        }
+        for name in &self.dhcp.interfaces {
+            require(
+                !name.is_empty() && name.len() <= 15 && !name.contains(['/', ' ']),
+                format!("dhcp.interfaces: `{name}` is not an interface name (at most 15 bytes)"),
+            );
+        }
+        if wrong.is_empty() {
+            Ok(())
+        } else {
+            Err(ConfigError::Contradictions(wrong))
+        }
+    }
+
+    /// The storage root.
+    #[must_use]
+    pub fn storage_path(&self) -> PathBuf {
+        self.storage
+            .path
+            .clone()
+            .unwrap_or_else(|| self.state_dir.join("storage"))
+    }
+
+    /// How long a task waits for a database connection.
+    #[must_use]
+    pub const fn pool_timeout(&self) -> Duration {
+        Duration::from_secs(self.database.pool_timeout_seconds)
+    }
+}
+
+struct Overrides<'a> {
+    lookup: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl Overrides<'_> {
+    fn parsed<T>(&self, name: &str, target: &mut T) -> Result<(), ConfigError>
+    where
+        T: std::str::FromStr,
+        T::Err: std::fmt::Display,
+    {
+        if let Some(text) = (self.lookup)(name) {
+            *target = text.parse().map_err(|e: T::Err| ConfigError::Variable {
+                name: name.to_owned(),
+                message: format!("`{text}`: {e}"),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn word<T: serde::de::DeserializeOwned>(
+        &self,
+        name: &str,
+        target: &mut T,
+    ) -> Result<(), ConfigError> {
+        if let Some(text) = (self.lookup)(name) {
+            *target =
+                T::deserialize(toml::Value::String(text)).map_err(|e| ConfigError::Variable {
+                    name: name.to_owned(),
+                    message: e.message().to_owned(),
+                })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("dls.toml"))
+    }
+
+    #[test]
+    fn nothing_is_a_configuration() {
+        let config = parse("").unwrap();
+        assert_eq!(config, Config::default());
+        config.check().unwrap();
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let message = parse("state_dir = \"/x\"\n\n[tftp]\nlisten = \"0.0.0.0:69\"\nlissten = 1\n")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("dls.toml: line 5") && message.contains("lissten"),
+            "{message}"
+        );
+        let message = parse("[databse]\n").unwrap_err().to_string();
+        assert!(
+            message.contains("line 1") && message.contains("databse"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_line() {
+        let message = parse("[http]\nlisten = \"8069\"\n")
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("line 2"), "{message}");
+        let message = parse("[storage]\nbackend = \"zfs\"\n")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("line 2") && message.contains("directory"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn the_environment_overrides() {
+        let mut config = Config::default();
+        let vars = |name: &str| match name {
+            "DLS_DATABASE_URL" => Some("postgres://db/dls".to_owned()),
+            "DLS_HTTP_LISTEN" => Some("127.0.0.1:9".to_owned()),
+            "DLS_DHCP_INTERFACES" => Some("eth1, br0".to_owned()),
+            "DLS_BOOT_UNKNOWN_CLIENTS" => Some("ignore".to_owned()),
+            _ => None,
+        };
+        config.override_with(vars).unwrap();
+        assert_eq!(
+            config.database.url,
+            DatabaseUrl::Server("postgres://db/dls".into())
+        );
+        assert_eq!(config.http.listen.port(), 9);
+        assert_eq!(config.dhcp.interfaces, ["eth1", "br0"]);
+        assert_eq!(config.boot.unknown_clients, UnknownClients::Ignore);
+        let bad = config.override_with(|n| (n == "DLS_TFTP_LISTEN").then(|| "x".to_owned()));
+        assert!(bad.unwrap_err().to_string().contains("DLS_TFTP_LISTEN"));
+        let bad = config.override_with(|n| (n == "DLS_LOG_FORMAT").then(|| "x".to_owned()));
+        assert!(bad.unwrap_err().to_string().contains("DLS_LOG_FORMAT"));
+    }
+
+    #[test]
+    fn contradictions_come_all_at_once() {
+        let config = parse("state_dir = \"x\"\n[database]\nurl = \"mysql://\"\nmin_connections = 30\n[http]\nlisten = \"0.0.0.0:8080\"\n").unwrap();
+        let Err(ConfigError::Contradictions(wrong)) = config.check() else {
+            panic!()
+        };
+        assert_eq!(wrong.len(), 4, "{wrong:?}");
+    }
+
+    #[test]
+    fn a_password_does_not_reach_a_log() {
+        let url = DatabaseUrl::Server("postgres://u:secret@h/d".into());
+        assert!(!format!("{url:?}").contains("secret"));
+    }
+}

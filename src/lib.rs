@@ -17,6 +17,7 @@ pub mod config;
 pub mod dhcp;
 pub mod http;
 pub mod model;
+pub mod privileges;
 pub mod storage;
 pub mod telemetry;
 pub mod tftp;

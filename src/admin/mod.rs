@@ -1,1 +1,226 @@
-//! The admin REST API, `/healthz`, `/readyz`, `/metrics`.
+//! The admin REST API, `/healthz`, `/readyz`, `/metrics`: the map of its routes.
+//!
+//! One file per noun ([`images`], [`clients`], [`ranges`], [`sessions`], [`health`]); [`auth`]
+//! says who is let in, [`error`] is the only place that turns failures into HTTP, [`extract`]
+//! takes requests apart, [`server`] owns sockets and tasks. [`routes`] is the whole list of
+//! what is answered, each entry with its [`Access`]: there is no route without a rule.
+//!
+//! Every write is validated whole, goes through the catalog (which has the last word), and
+//! is in the cache when it is answered: it holds from the next packet on.
+//! No SQL, no boot logic, no other edge here.
+
+pub mod auth;
+mod clients;
+mod error;
+mod extract;
+mod health;
+mod images;
+mod ranges;
+mod server;
+mod sessions;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::handler::Handler;
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use axum::routing::{MethodFilter, MethodRouter};
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+pub use auth::{Access, AdminMetrics};
+pub use health::{Part, Readiness};
+pub use server::AdminServer;
+
+use crate::boot::tracker::Tracker;
+use crate::cache::Cache;
+use crate::catalog::Catalog;
+use crate::clock::Clock;
+use crate::storage::Directory;
+use crate::validate::Strictness;
+
+/// What the admin API works on.
+#[derive(Clone)]
+pub struct Handles {
+    /// PostgreSQL.
+    pub catalog: Catalog,
+    /// Refreshed after every write.
+    pub cache: Cache,
+    /// For the live stream of boots.
+    pub tracker: Tracker,
+    /// Where uploads go.
+    pub storage: Directory,
+    /// For `created_at`.
+    pub clock: Clock,
+    /// Who knows it is let in.
+    pub token: auth::Token,
+    /// What `/metrics` shows.
+    pub registry: Arc<Registry>,
+    /// Our own counters, registered in `registry` before it was shared.
+    pub metrics: AdminMetrics,
+    /// Which listeners are up, for `/readyz`.
+    pub readiness: Readiness,
+    /// `[validation] enable_strict_mode`.
+    pub strictness: Strictness,
+}
+
+impl std::fmt::Debug for Handles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handles").finish_non_exhaustive()
+    }
+}
+
+/// What handlers share.
+struct Api {
+    handles: Handles,
+    /// One write at a time: a change reads the row, changes it and writes it back.
+    writes: tokio::sync::Mutex<()>,
+    /// Ends the endless answers.
+    cancel: CancellationToken,
+}
+
+impl std::ops::Deref for Api {
+    type Target = Handles;
+
+    fn deref(&self) -> &Handles {
+        &self.handles
+    }
+}
+
+impl Api {
+    /// After a committed change: the cache takes it in. If the database went away in that very
+    /// moment the change is stored all the same, and the cache follows by itself later.
+    async fn settle(&self) {
+        if let Err(e) = self.cache.refresh().await {
+            tracing::warn!(error = %e, "a change is stored, but the cache can't be refreshed yet");
+        }
+    }
+}
+
+type Shared = Arc<Api>;
+
+/// One thing that is answered.
+pub struct Route {
+    /// The verb.
+    pub method: &'static str,
+    /// The path, parameters in braces.
+    pub path: &'static str,
+    /// Who may.
+    pub access: Access,
+    handler: MethodRouter<Shared>,
+}
+
+impl std::fmt::Debug for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} ({:?})", self.method, self.path, self.access)
+    }
+}
+
+fn route<H, T>(method: &'static str, path: &'static str, access: Access, handler: H) -> Route
+where
+    H: Handler<T, Shared>,
+    T: 'static,
+{
+    let filter = match method {
+        "GET" => MethodFilter::GET,
+        "POST" => MethodFilter::POST,
+        "PUT" => MethodFilter::PUT,
+        "PATCH" => MethodFilter::PATCH,
+        _ => MethodFilter::DELETE,
+    };
+    Route {
+        method,
+        path,
+        access,
+        handler: MethodRouter::new().on(filter, handler),
+    }
+}
+
+/// Everything that is answered. A `GET` answers `HEAD` too.
+#[must_use]
+pub fn routes() -> Vec<Route> {
+    use Access::{Admin, Public};
+    vec![
+        route("GET", "/healthz", Public, health::alive),
+        route("GET", "/readyz", Public, health::ready),
+        route("GET", "/metrics", Public, health::metrics),
+        route("GET", "/api/v1/images", Admin, images::list),
+        route("POST", "/api/v1/images", Admin, images::create),
+        route("GET", "/api/v1/images/{image}", Admin, images::get),
+        route("PUT", "/api/v1/images/{image}", Admin, images::replace),
+        route("PATCH", "/api/v1/images/{image}", Admin, images::change),
+        route("DELETE", "/api/v1/images/{image}", Admin, images::delete),
+        route("GET", "/api/v1/clients", Admin, clients::list),
+        route("POST", "/api/v1/clients", Admin, clients::create),
+        route("GET", "/api/v1/clients/{client}", Admin, clients::get),
+        route("PUT", "/api/v1/clients/{client}", Admin, clients::replace),
+        route("PATCH", "/api/v1/clients/{client}", Admin, clients::change),
+        route("DELETE", "/api/v1/clients/{client}", Admin, clients::delete),
+        route("GET", "/api/v1/network-ranges", Admin, ranges::list),
+        route("POST", "/api/v1/network-ranges", Admin, ranges::create),
+        route("GET", "/api/v1/network-ranges/{range}", Admin, ranges::get),
+        route(
+            "PUT",
+            "/api/v1/network-ranges/{range}",
+            Admin,
+            ranges::replace,
+        ),
+        route(
+            "PATCH",
+            "/api/v1/network-ranges/{range}",
+            Admin,
+            ranges::change,
+        ),
+        route(
+            "DELETE",
+            "/api/v1/network-ranges/{range}",
+            Admin,
+            ranges::delete,
+        ),
+        route("GET", "/api/v1/sessions", Admin, sessions::list),
+        route("GET", "/api/v1/sessions/watch", Admin, sessions::watch),
+        route("GET", "/api/v1/sessions/{session}", Admin, sessions::get),
+    ]
+}
+
+/// The router over [`routes`].
+fn router(api: &Shared) -> Router {
+    let mut router = Router::new();
+    for Route {
+        method,
+        path,
+        access,
+        handler,
+    } in routes()
+    {
+        let gate = auth::Gate {
+            api: api.clone(),
+            method,
+            path,
+            access,
+        };
+        let guarded = handler.route_layer(axum::middleware::from_fn_with_state(gate, auth::guard));
+        router = router.route(path, guarded);
+    }
+    router
+        .fallback(auth::unknown_path)
+        .method_not_allowed_fallback(auth::unknown_method)
+        .layer(axum::extract::DefaultBodyLimit::max(extract::BODY_MAX))
+        .layer(axum::middleware::map_response(harmless))
+        .with_state(api.clone())
+}
+
+/// Answers are for programs: no browser shall guess, run or keep them.
+async fn harmless(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    let fixed = [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'"),
+    ];
+    for (name, value) in fixed {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}

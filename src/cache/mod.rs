@@ -5,13 +5,20 @@
 //! change. It never asks PostgreSQL on a packet's path.
 
 mod snapshot;
+mod view;
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use futures_util::StreamExt;
+use tokio_util::sync::CancellationToken;
 
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::{Catalog, CatalogError, Change};
 pub use snapshot::Snapshot;
+pub use view::View;
+
+/// Pause before the catalog is tried again.
+const RETRY: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// A handle on the current [`Snapshot`]; clones share it.
 #[derive(Debug, Clone)]
@@ -42,6 +49,12 @@ impl Cache {
         self.current.load_full()
     }
 
+    /// The current snapshot, for those who have no business with the catalog.
+    #[must_use]
+    pub fn view(&self) -> View {
+        View::new(self.current.clone())
+    }
+
     /// Reads the catalog again; when it returns, every change committed before the call holds.
     ///
     /// # Errors
@@ -51,5 +64,33 @@ impl Cache {
         let loaded = self.catalog.load().await?;
         self.current.store(Arc::new(Snapshot::new(loaded)));
         Ok(())
+    }
+}
+
+impl Cache {
+    /// Keeps the picture current until cancelled: reads the catalog again whenever anybody
+    /// changed it, and after every reconnect. Many changes at once cost one read.
+    pub async fn follow(&self, cancel: CancellationToken) {
+        let mut changes = self.catalog.changes().ready_chunks(1024);
+        loop {
+            let batch = tokio::select! {
+                () = cancel.cancelled() => return,
+                batch = changes.next() => batch,
+            };
+            let Some(batch) = batch else { return };
+            if batch
+                .iter()
+                .all(|change| matches!(change, Change::Leases(_)))
+            {
+                continue;
+            }
+            while let Err(e) = self.refresh().await {
+                tracing::warn!(error = %e, "the catalog can't be read again, serving what is known");
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    () = tokio::time::sleep(RETRY) => {}
+                }
+            }
+        }
     }
 }

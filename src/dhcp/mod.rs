@@ -1,11 +1,28 @@
 //! DHCP for booting machines (RFC 2131, 2132, 4578).
 //!
-//! [`wire`] bytes <-> types; [`decide`] request + facts -> decision; [`pool`] who has which
-//! address; all three pure. [`server`] has the sockets.
+//! *Pure*: [`wire`] bytes <-> types; [`decide`] request + facts -> decision; [`pool`] who has
+//! which address; `frame` IPv4/UDP and ARP bytes; `foreign` notes on other servers.
+//! *Edge*: [`server`] binds, receives and follows interfaces (`interfaces`, `link`, `socket`,
+//! `raw`); `flow` is a packet's way, with its `facts` and the `answer`, `overhear` other servers, the lease committer (`commit`), the ARP
+//! prober (`probe`), the registration of unknown machines (`registrar`) and `metrics`.
 
+mod answer;
+mod commit;
 pub mod decide;
+mod facts;
+mod flow;
+mod foreign;
+mod frame;
+mod interfaces;
+mod link;
+pub mod metrics;
+mod overhear;
 pub mod pool;
+mod probe;
+mod raw;
+mod registrar;
 pub mod server;
+mod socket;
 pub mod wire;
 
 #[cfg(test)]

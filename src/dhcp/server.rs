@@ -1,1 +1,460 @@
-//! DHCP's sockets and tasks: receive, gather facts, let `decide` judge, commit, send.
+//! DHCP's sockets and tasks: bind, follow interfaces, receive, keep a stock of probed
+//! addresses, follow leases that other servers write.
+//!
+//! One receive task per interface and port (a second socket with `SO_REUSEPORT` would get
+//! every broadcast as well). What a packet means is `flow`'s and `decide`'s business.
+
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::answer::Ticket;
+use super::commit::{Committer, Operation};
+use super::decide::Port;
+use super::facts::keep_out;
+pub use super::flow::LoaderLookup;
+use super::flow::{Core, Gates};
+use super::foreign::Strangers;
+use super::frame;
+pub use super::interfaces::Selection;
+use super::interfaces::{self, Interface};
+use super::link::Link;
+pub use super::link::{BindError, Ports};
+pub use super::metrics::DhcpMetrics;
+use super::pool::{Book, PROBED_FOR};
+use super::registrar::Registrar;
+pub use super::registrar::UnknownClients;
+use super::wire::{self, Packet};
+use crate::boot::tracker::Tracker;
+use crate::cache::Cache;
+use crate::catalog::{Catalog, Change};
+use crate::clock::Clock;
+use crate::model::{Client, RangeMode};
+
+/// Operations on leases that may wait for the database.
+const QUEUE: usize = 16_384;
+
+/// Free addresses that are probed ahead in one go, so that first offers are instant.
+const STOCK: usize = 32;
+
+/// How many of them in the time that a probe is believed: a large pool is not asked for
+/// whole, for every question is a broadcast.
+const STOCK_IN_ALL: usize = 512;
+
+/// How often interfaces are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// After an error on a socket.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The handles that the server works with.
+pub struct Handles {
+    /// Clients, ranges, images, site key.
+    pub cache: Cache,
+    /// Leases, and rows for unknown machines.
+    pub catalog: Catalog,
+    /// What was seen of each boot.
+    pub tracker: Tracker,
+    /// The time.
+    pub clock: Clock,
+    /// Counters, registered by the application.
+    pub metrics: DhcpMetrics,
+    /// Which loader an architecture gets.
+    pub loader_for: LoaderLookup,
+}
+
+/// How it is configured.
+#[derive(Debug, Clone)]
+pub struct DhcpOptions {
+    /// Which interfaces.
+    pub interfaces: Selection,
+    /// Which ports.
+    pub ports: Ports,
+    /// The boot listener's port, for URLs.
+    pub http_port: u16,
+    /// What is done with boot requests of unknown machines.
+    pub unknown_clients: UnknownClients,
+    /// Image of clients that have none assigned.
+    pub default_image: Option<String>,
+    /// This server, in the rows that it writes.
+    pub server_id: Uuid,
+}
+
+/// The DHCP server: make it, [`DhcpServer::bind`] it while privileged, then
+/// [`DhcpServer::run`] it.
+pub struct DhcpServer {
+    core: Arc<Core>,
+    committer: Committer<Box<Ticket>>,
+    operations: mpsc::Receiver<Operation<Box<Ticket>>>,
+    newcomers: mpsc::Receiver<Client>,
+    options: DhcpOptions,
+    links: HashMap<String, Arc<Link>>,
+}
+
+impl DhcpServer {
+    /// Makes it; nothing is opened yet.
+    #[must_use]
+    pub fn new(handles: Handles, options: DhcpOptions) -> Self {
+        let Handles {
+            cache,
+            catalog,
+            tracker,
+            clock,
+            metrics,
+            loader_for,
+        } = handles;
+        let (operations, receiver) = mpsc::channel(QUEUE);
+        let (registrar, newcomers) = Registrar::new(options.unknown_clients, clock.now());
+        let book: Arc<Mutex<Book>> = Arc::default();
+        let core = Arc::new(Core {
+            cache,
+            tracker,
+            clock,
+            metrics: metrics.clone(),
+            loader_for,
+            registrar,
+            book: book.clone(),
+            operations,
+            ours: ArcSwap::default(),
+            http_port: options.http_port,
+            default_image: options.default_image.clone(),
+            tasks: TaskTracker::new(),
+            gates: Mutex::new(Gates::default()),
+            strangers: Mutex::new(Strangers::default()),
+        });
+        let report = {
+            let core = core.clone();
+            Arc::new(move |ticket: Box<Ticket>, verdict| core.settled(*ticket, verdict))
+        };
+        let committer = Committer {
+            catalog,
+            server_id: options.server_id,
+            book,
+            metrics,
+            report,
+            known: Arc::default(),
+        };
+        Self {
+            core,
+            committer,
+            operations: receiver,
+            newcomers,
+            options,
+            links: HashMap::new(),
+        }
+    }
+
+    /// Opens the ports on all interfaces that are served and there by now; others are
+    /// opened when they come. Needs a tokio runtime, and the capabilities
+    /// `CAP_NET_BIND_SERVICE` and `CAP_NET_RAW`.
+    ///
+    /// # Errors
+    /// See [`BindError`]; its message names port, address and interface.
+    pub fn bind(&mut self) -> Result<(), BindError> {
+        let found = interfaces::list().map_err(BindError::Interfaces)?;
+        self.learn_addresses(&found);
+        let snapshot = self.core.cache.get();
+        for interface in &found {
+            if self.options.interfaces.takes(interface, &snapshot) {
+                let link = Link::open(interface, self.options.ports, CancellationToken::new())?;
+                tracing::info!(interface = link.name, addresses = ?link.addresses(), "DHCP bound");
+                self.links.insert(link.name.clone(), Arc::new(link));
+            }
+        }
+        if let Selection::Named(names) = &self.options.interfaces {
+            for name in names {
+                if !self.links.contains_key(name) {
+                    tracing::warn!(
+                        interface = name,
+                        "no such interface is up with an IPv4 address; DHCP waits for it"
+                    );
+                }
+            }
+        } else if self.links.is_empty() {
+            tracing::warn!(
+                "no interface has an address in a served network range; DHCP waits for one"
+            );
+        }
+        Ok(())
+    }
+
+    /// Names of the interfaces that are bound, sorted.
+    #[must_use]
+    pub fn interfaces(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.links.keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    /// Serves until cancelled; then leases that are under way are stored and acknowledged.
+    pub async fn run(self, cancel: CancellationToken) {
+        // Before leases are known, every address would look free.
+        while !self.committer.read_all().await {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+        let committing = CancellationToken::new();
+        let committer = tokio::spawn(
+            self.committer
+                .clone()
+                .run(self.operations, committing.clone()),
+        );
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.core.registrar.clone().run(
+            self.newcomers,
+            self.committer.catalog.clone(),
+            self.core.cache.clone(),
+            self.core.metrics.clone(),
+            cancel.clone(),
+        ));
+        tasks.spawn(follow_leases(
+            self.core.clone(),
+            self.committer.catalog.clone(),
+            cancel.clone(),
+        ));
+        let mut following = Following {
+            core: self.core.clone(),
+            options: self.options,
+            links: HashMap::new(),
+            complained: HashMap::new(),
+        };
+        for (name, link) in self.links {
+            following.start(name, link);
+        }
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                () = tokio::time::sleep(LOOK) => following.look(),
+            }
+        }
+        // First no more packets, then what is under way, then the committer's last batch.
+        following.stop().await;
+        while tasks.join_next().await.is_some() {}
+        self.core.tasks.close();
+        self.core.tasks.wait().await;
+        committing.cancel();
+        if let Err(error) = committer.await {
+            tracing::error!(%error, "the lease committer failed");
+        }
+    }
+
+    fn learn_addresses(&self, found: &[Interface]) {
+        learn_addresses(&self.core, found);
+    }
+}
+
+/// Every address of ours, on any interface: to know our own option 54 again.
+fn learn_addresses(core: &Core, found: &[Interface]) {
+    let now: HashSet<Ipv4Addr> = found
+        .iter()
+        .flat_map(|interface| interface.addresses.iter().map(|address| address.ip()))
+        .collect();
+    if **core.ours.load() != now {
+        core.ours.store(Arc::new(now));
+    }
+}
+
+/// Interfaces that come and go, and the tasks of each.
+struct Following {
+    core: Arc<Core>,
+    options: DhcpOptions,
+    links: HashMap<String, (Arc<Link>, JoinSet<()>)>,
+    /// What was said of an interface that can't be bound, to say it once.
+    complained: HashMap<String, String>,
+}
+
+impl Following {
+    fn start(&mut self, name: String, link: Arc<Link>) {
+        let mut tasks = JoinSet::new();
+        for port in [Port::Dhcp, Port::Pxe] {
+            tasks.spawn(receive(self.core.clone(), link.clone(), port));
+        }
+        tasks.spawn(overhear(self.core.clone(), link.clone()));
+        tasks.spawn(listen_for_arp(link.clone()));
+        tasks.spawn(keep_stock(self.core.clone(), link.clone()));
+        self.links.insert(name, (link, tasks));
+    }
+
+    /// Compares what is served with what is there.
+    fn look(&mut self) {
+        let found = match interfaces::list() {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(%error, "the network interfaces can't be listed");
+                return;
+            }
+        };
+        learn_addresses(&self.core, &found);
+        let snapshot = self.core.cache.get();
+        let wanted: HashMap<&str, &Interface> = found
+            .iter()
+            .filter(|interface| self.options.interfaces.takes(interface, &snapshot))
+            .map(|interface| (interface.name.as_str(), interface))
+            .collect();
+        self.links.retain(|name, (link, _)| {
+            let stays = wanted
+                .get(name.as_str())
+                .is_some_and(|interface| link.is(interface));
+            if !stays {
+                tracing::info!(
+                    interface = name,
+                    "DHCP stopped: the interface is gone or no longer served"
+                );
+                link.cancel.cancel();
+            }
+            stays
+        });
+        for (name, interface) in wanted {
+            if let Some((link, _)) = self.links.get(name) {
+                link.set_addresses(&interface.addresses);
+                continue;
+            }
+            match Link::open(interface, self.options.ports, CancellationToken::new()) {
+                Ok(link) => {
+                    tracing::info!(interface = name, addresses = ?link.addresses(), "DHCP bound");
+                    self.complained.remove(name);
+                    self.start(name.to_owned(), Arc::new(link));
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    if self.complained.get(name) != Some(&error) {
+                        tracing::warn!(interface = name, %error, "DHCP not bound; tried again each second");
+                        self.complained.insert(name.to_owned(), error);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn stop(self) {
+        for (_, (link, mut tasks)) in self.links {
+            link.cancel.cancel();
+            while tasks.join_next().await.is_some() {}
+        }
+    }
+}
+
+/// Receives on one port of one interface.
+async fn receive(core: Arc<Core>, link: Arc<Link>, port: Port) {
+    let mut buffer = vec![0_u8; 9216];
+    loop {
+        let received = tokio::select! {
+            () = link.cancel.cancelled() => return,
+            received = link.receive(port, &mut buffer) => received,
+        };
+        match received {
+            Ok(received) => {
+                if let Some(bytes) = buffer.get(..received.length) {
+                    core.take(&link, port, received, bytes);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(interface = link.name, %error, "DHCP receive");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Hears what other servers broadcast to clients.
+async fn overhear(core: Arc<Core>, link: Arc<Link>) {
+    loop {
+        let heard = tokio::select! {
+            () = link.cancel.cancelled() => return,
+            heard = link.frames.receive() => heard,
+        };
+        match heard {
+            Ok(packet) => {
+                if let Some((from, _, payload)) = frame::udp_payload(&packet)
+                    && let Ok(Packet::Reply(reply)) = wire::parse(payload)
+                {
+                    core.hear(&link, &reply, *from.ip());
+                }
+            }
+            Err(error) => {
+                tracing::debug!(interface = link.name, %error, "packet socket");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn listen_for_arp(link: Arc<Link>) {
+    loop {
+        tokio::select! {
+            () = link.cancel.cancelled() => return,
+            ended = link.prober.listen() => {
+                if let Err(error) = ended {
+                    tracing::debug!(interface = link.name, %error, "ARP socket");
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Probes some free addresses ahead of need.
+async fn keep_stock(core: Arc<Core>, link: Arc<Link>) {
+    let mut begun = core.clock.now();
+    let mut asked = 0;
+    loop {
+        let snapshot = core.cache.get();
+        let ours = core.ours.load_full();
+        let now = core.clock.now();
+        if now - begun >= PROBED_FOR {
+            (begun, asked) = (now, 0);
+        }
+        let mut probes = JoinSet::new();
+        for address in link.addresses().iter() {
+            let Some(range) = snapshot.range_of(address.ip()) else {
+                continue;
+            };
+            if range.mode != RangeMode::Full || asked >= STOCK_IN_ALL {
+                continue;
+            }
+            let reserved = |address| keep_out(&snapshot, &ours, address);
+            let next = core.book().to_probe(range, &reserved, STOCK, now);
+            asked += next.len();
+            for address in next {
+                let (core, link, range) = (core.clone(), link.clone(), range.id);
+                probes.spawn(async move { core.probe(&link, address, range, None).await });
+            }
+        }
+        let done = async {
+            while probes.join_next().await.is_some() {}
+            tokio::time::sleep(LOOK).await;
+        };
+        tokio::select! {
+            () = link.cancel.cancelled() => return,
+            () = done => {}
+        }
+    }
+}
+
+/// Takes over what other servers, or people, write into `leases`.
+async fn follow_leases(core: Arc<Core>, catalog: Catalog, cancel: CancellationToken) {
+    let mut changes = catalog.changes();
+    loop {
+        let change = tokio::select! {
+            () = cancel.cancelled() => return,
+            change = changes.next() => change,
+        };
+        match change {
+            Some(Change::Leases(addresses)) => core.enqueue(Operation::Reread(addresses)),
+            Some(Change::Everything) => core.enqueue(Operation::RereadAll),
+            Some(Change::Configuration) => {}
+            None => return,
+        }
+    }
+}

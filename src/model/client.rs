@@ -8,7 +8,14 @@ use super::{MacAddr, Timestamp, words};
 
 words! {
     /// The seed's boot modes.
-    pub enum BootMode { Pxe = "pxe", Uefi = "uefi", Legacy = "legacy" }
+    pub enum BootMode {
+        /// Network boot, whatever the firmware.
+        Pxe = "pxe",
+        /// UEFI firmware.
+        Uefi = "uefi",
+        /// BIOS firmware.
+        Legacy = "legacy",
+    }
 }
 
 /// A row of `clients` with every MAC address that means it.
@@ -88,5 +95,10 @@ pub struct NetworkConfig {
 
 words! {
     /// How the kernel's `ip=` parameter is made.
-    pub enum KernelIp { Static = "static", Dhcp = "dhcp" }
+    pub enum KernelIp {
+        /// `ip=` with the machine's reserved address.
+        Static = "static",
+        /// `ip=dhcp`.
+        Dhcp = "dhcp",
+    }
 }

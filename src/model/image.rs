@@ -6,15 +6,32 @@ use super::{Timestamp, words};
 
 words! {
     /// Disk formats the seed's constraint allows. Kernel images are `raw`.
-    pub enum ImageFormat { Raw = "raw", Qcow2 = "qcow2", Vhdx = "vhdx" }
+    pub enum ImageFormat {
+        /// Bytes as they are.
+        Raw = "raw",
+        /// QEMU's copy-on-write format.
+        Qcow2 = "qcow2",
+        /// Hyper-V's format.
+        Vhdx = "vhdx",
+    }
 }
 words! {
     /// What an image is made of: a disk (served as blocks), or kernel + initrd.
-    pub enum ImageKind { Disk = "disk", Kernel = "kernel" }
+    pub enum ImageKind {
+        /// A disk, served as blocks.
+        Disk = "disk",
+        /// A kernel with its initrds and command line.
+        Kernel = "kernel",
+    }
 }
 words! {
     /// What a file of a kernel image is for.
-    pub enum FileRole { Kernel = "kernel", Initrd = "initrd" }
+    pub enum FileRole {
+        /// The kernel.
+        Kernel = "kernel",
+        /// An initrd; several are loaded in order.
+        Initrd = "initrd",
+    }
 }
 words! {
     /// Whether the system inside reports itself (`up`, beats, `bye`).

@@ -9,10 +9,15 @@ use super::{Timestamp, words};
 words! {
     /// The seed's life cycle: starting -> booting -> running -> shutdown | error.
     pub enum SessionStatus {
+        /// The machine has been heard.
         Starting = "starting",
+        /// It has its boot script.
         Booting = "booting",
+        /// Its system is up.
         Running = "running",
+        /// Its system said goodbye, or was seen to have ended.
         Shutdown = "shutdown",
+        /// It failed; the message says at which stage and why.
         Error = "error",
     }
 }

@@ -1,8 +1,15 @@
 //! TFTP, ours because the boot timeline needs to know when a transfer is complete, and
 //! because async-tftp answers an ERROR with more packets.
 //!
-//! [`wire`] bytes <-> types; [`machine`] one transfer, pure; [`server`] sockets and tasks.
+//! *Pure*: [`wire`] (bytes <-> types), [`machine`] (one transfer). *Edge*: [`server`] (the
+//! port, who may ask), `seats` (how many), `transfer` (one transfer's socket), `blocks` (its
+//! bytes), [`room`] (the files behind it and the reports to the tracker), [`metrics`].
 
+mod blocks;
 pub mod machine;
+pub mod metrics;
+pub mod room;
+mod seats;
 pub mod server;
+mod transfer;
 pub mod wire;

@@ -1,1 +1,26 @@
-//! x
+//! Ring 2: the whole product or large parts of it, against a real PostgreSQL of our own, real
+//! clients and real sockets. `support` holds what the tests of the catalog share.
+//! Ring 2: the whole product or large parts of it, against the real PostgreSQL, real
+//! clients and real sockets. `support` holds what the tests share.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
+mod admin;
+mod catalog_boots;
+mod catalog_changes;
+mod catalog_embedded;
+mod catalog_hosts;
+mod catalog_leases;
+mod catalog_nouns;
+mod catalog_schema;
+mod config;
+mod dhcp;
+mod http;
+mod phone_home;
+mod storage;
+mod support;
+mod tftp;
+mod tracker;
+mod tracker_outage;

@@ -1,1 +1,51 @@
-//! x
+//! Ring 3, the lab: QEMU's real firmware boots Debian's kernel from the real `dls`, in
+//! network namespaces that each test makes and takes away. Needs root, and the packages of
+//! `tests/lab/packages.sh`; touches no interface of the machine.
+//!
+//! - [`net`]: the namespaces; [`product`]: `dls` as a process and its command line;
+//!   [`machine`]: a diskless machine; [`capture`]: what went over the wire
+//! - [`boots`]: every firmware path; [`failures`]: each induced failure by stage and cause;
+//!   [`live`]: a change holds on the next packet; [`hostile`]: malformed packets at every
+//!   port; [`crashes`]: kill -9 at any moment; [`powercut`]: an ACK outlives the power
+//!
+//! A failed test leaves its logs, capture and console under `target/tmp/lab/NAME`.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the lab waits for real machines, and compares with a capture's real time"
+)]
+
+mod boots;
+mod capture;
+mod clients;
+mod crashes;
+mod failures;
+mod hostile;
+mod live;
+mod machine;
+mod net;
+mod powercut;
+mod product;
+
+use std::time::{Duration, Instant};
+
+/// Asks `probe` every 100 ms until it has an answer; fails the test with what was missing
+/// once `limit` is over.
+fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(
+            start.elapsed() < limit,
+            "{what}: not within {} s",
+            limit.as_secs()
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}

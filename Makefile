@@ -1,0 +1,35 @@
+# make demo     boot a virtual diskless machine and print its timeline
+# make test     every check and every test; installs what is missing
+# make torture  the long, seeded tests (SEED=n repeats a run); writes docs/torture.log
+# YES=1 answers the question before packages are installed.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: demo test torture lint fmt docs sqlx-prepare packages tools
+
+demo: packages
+	@tests/lab/demo.sh
+
+test: packages
+	@tests/gate.sh all
+
+lint: packages
+	@tests/gate.sh lint
+
+torture: packages
+	@tests/torture.sh
+
+fmt:
+	cargo fmt
+
+docs:
+	cargo doc --no-deps --document-private-items
+
+# After a change of a query or a migration: writes .sqlx anew.
+sqlx-prepare: packages
+	@tests/sqlx.sh prepare
+
+packages:
+	@tests/lab/packages.sh
+
+tools:
+	@tests/tools.sh >/dev/null

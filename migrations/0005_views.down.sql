@@ -1,0 +1,9 @@
+DROP VIEW pool_usage;
+DROP VIEW current_leases;
+DROP VIEW unknown_machines;
+DROP VIEW failed_boots;
+DROP VIEW slow_stages;
+DROP VIEW boot_stats_daily;
+DROP VIEW client_status;
+DROP VIEW active_sessions;
+DROP VIEW boot_timeline;

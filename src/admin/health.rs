@@ -1,0 +1,79 @@
+//! `/healthz` (alive), `/readyz` (fit to serve), `/metrics`. No token, and nothing secret.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::Shared;
+use super::error::ApiError;
+
+/// One part that has to work before machines can boot.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Part {
+    /// `database`, `tftp`, `http`, `dhcp eth1`, ...
+    pub name: String,
+    /// True if it works.
+    pub ready: bool,
+    /// Why not, or where it listens.
+    pub detail: String,
+}
+
+/// Says how the listeners stand; asked at each `/readyz`, so it must not wait. The database is
+/// looked at by the admin API itself.
+pub type Readiness = Arc<dyn Fn() -> Vec<Part> + Send + Sync>;
+
+/// How long the database may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The process runs and answers.
+pub(super) async fn alive() -> Json<serde_json::Value> {
+    Json(serde_json::json!({"status": "alive", "version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// 200 when every part works, else 503 and which does not.
+pub(super) async fn ready(State(api): State<Shared>) -> Response {
+    let database = match tokio::time::timeout(PATIENCE, api.catalog.health_check()).await {
+        Ok(Ok((_, took))) => Part {
+            name: "database".into(),
+            ready: true,
+            detail: format!("answered in {} ms", took.as_millis()),
+        },
+        // The error's inside may name hosts and users: not for everybody.
+        Ok(Err(_)) => Part {
+            name: "database".into(),
+            ready: false,
+            detail: "can't be reached".into(),
+        },
+        Err(_) => Part {
+            name: "database".into(),
+            ready: false,
+            detail: format!("did not answer within {} s", PATIENCE.as_secs()),
+        },
+    };
+    let mut parts = vec![database];
+    parts.extend((api.readiness)());
+    let ready = parts.iter().all(|p| p.ready);
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (
+        status,
+        Json(serde_json::json!({"ready": ready, "parts": parts})),
+    )
+        .into_response()
+}
+
+/// Every counter, in OpenMetrics text.
+pub(super) async fn metrics(State(api): State<Shared>) -> Result<Response, ApiError> {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &api.registry)
+        .map_err(|e| ApiError::Internal(format!("encoding metrics: {e}")))?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}

@@ -1,1 +1,0 @@
-//! `dls serve`: open, bind, drop privileges, spawn, drain, stop.

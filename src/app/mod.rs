@@ -1,0 +1,330 @@
+//! `dls serve`: open, bind, drop privileges, spawn, drain, stop.
+//!
+//! Order matters and stands in [`run`]: privileges are given up before the first thread and
+//! before anything from outside is read; ports are bound before the database is opened, so
+//! that a taken port is told at once; the parts are stopped edges first, then the tracker
+//! (so that the last events are written), then the database.
+
+mod cluster;
+mod heartbeat;
+mod parts;
+mod psql;
+mod state;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::admin::{self, AdminMetrics, AdminServer};
+use crate::boot::files::{Files, FilesOptions};
+use crate::boot::session::{Rules, Timings};
+use crate::boot::tracker::{Caps, Tracker};
+use crate::cache::Cache;
+use crate::catalog::{Catalog, CatalogOptions};
+use crate::clock::Clock;
+use crate::config::{Config, DatabaseUrl, UnknownClients};
+use crate::dhcp::server::{self as dhcp, DhcpMetrics, DhcpOptions, DhcpServer, Selection};
+use crate::http::{HttpLimits, HttpMetrics, HttpServer};
+use crate::privileges::{self, Became};
+use crate::storage::Directory;
+use crate::telemetry;
+use crate::tftp::metrics::TftpMetrics;
+use crate::tftp::room::boot_room;
+use crate::tftp::server::TftpServer;
+use crate::validate::Strictness;
+use cluster::Cluster;
+use parts::Parts;
+pub use psql::psql;
+
+/// How long PostgreSQL may take to answer at the start.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long the tracker may take to write its last rows when the server stops.
+const LAST_ROWS: Duration = Duration::from_secs(10);
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// With one clear sentence when the server can't start, or a part of it ended by itself.
+pub fn serve(config: &Config) -> anyhow::Result<()> {
+    telemetry::start_logging(&config.log).map_err(|e| anyhow!("starting the log: {e}"))?;
+    let directories = [config.state_dir.clone(), config.storage_path()];
+    match privileges::prepare(&config.user, &directories)? {
+        Became::Same => {}
+        Became::Configured(user) => tracing::info!(user, "running unprivileged"),
+        Became::StandIn(user) => {
+            tracing::warn!(
+                wanted = config.user,
+                user,
+                "no such user, running as another one"
+            );
+        }
+    }
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?
+        .block_on(run(config))
+}
+
+/// What is bound before anything else is opened.
+struct Doors {
+    tftp: TftpServer,
+    http: HttpServer,
+    admin: AdminServer,
+}
+
+async fn run(config: &Config) -> anyhow::Result<()> {
+    let stop = stop_on_signals()?;
+    let _lock = state::lock(&config.state_dir)?;
+    let server_id = state::server_id(&config.state_dir)?;
+    let doors = Doors {
+        tftp: TftpServer::bind(config.tftp.listen)?,
+        http: HttpServer::bind(config.http.listen).await?,
+        admin: AdminServer::bind(config.admin.listen)
+            .await
+            .with_context(|| format!("admin API can't listen on {}", config.admin.listen))?,
+    };
+    let cluster = match &config.database.url {
+        DatabaseUrl::Embedded => Some(Cluster::start(&config.state_dir).await?),
+        DatabaseUrl::Server(_) => None,
+    };
+    let url = match (&cluster, &config.database.url) {
+        (Some(cluster), _) => cluster.url().to_owned(),
+        (None, DatabaseUrl::Server(url)) => url.clone(),
+        (None, DatabaseUrl::Embedded) => unreachable!("an embedded cluster was started above"),
+    };
+    let served = operate(config, server_id, url, doors, &stop).await;
+    if let Some(cluster) = cluster {
+        cluster.stop().await?;
+    }
+    served
+}
+
+/// From an open database to a stopped server, the database still up.
+async fn operate(
+    config: &Config,
+    server_id: Uuid,
+    url: String,
+    doors: Doors,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let clock = Clock::system();
+    let Some(opened) = stop
+        .run_until_cancelled(open_catalog(config, server_id, url, &clock))
+        .await
+    else {
+        return Ok(());
+    };
+    let (catalog, cache) = opened?;
+    let storage = Directory::open(&config.storage_path()).await?;
+
+    let rules = Rules {
+        timings: Timings::with(config.boot.stall_seconds, config.boot.os_seconds),
+        http_port: doors.http.local_addr().port(),
+        ..Rules::default()
+    };
+    let tracker = Tracker::new(
+        catalog.clone(),
+        clock.clone(),
+        server_id,
+        rules,
+        Caps::default(),
+    );
+    let resumed = tracker.resume().await?;
+    if resumed > 0 {
+        tracing::info!(attempts = resumed, "going on with boots that were open");
+    }
+    let files = Files::new(
+        cache.view(),
+        tracker.clone(),
+        clock.clone(),
+        storage.clone(),
+        FilesOptions {
+            loader_dirs: vec![config.boot.loader_dir.clone()],
+            default_image: config.boot.default_image.clone(),
+            http_port: doors.http.local_addr().port(),
+            wait_seconds: config.boot.wait_seconds,
+        },
+    );
+
+    let mut registry = telemetry::registry();
+    let (dhcp_metrics, tftp_metrics, http_metrics) = (
+        DhcpMetrics::new(),
+        TftpMetrics::default(),
+        HttpMetrics::default(),
+    );
+    dhcp_metrics.register(&mut registry);
+    tftp_metrics.register(&mut registry);
+    http_metrics.register(&mut registry);
+    tracker.metrics().register(&mut registry);
+    let admin_metrics = AdminMetrics::register(&mut registry);
+
+    let mut dhcp = DhcpServer::new(
+        dhcp::Handles {
+            cache: cache.clone(),
+            catalog: catalog.clone(),
+            tracker: tracker.clone(),
+            clock: clock.clone(),
+            metrics: dhcp_metrics,
+            loader_for: {
+                let files = files.clone();
+                Arc::new(move |arch| files.loader_for(arch))
+            },
+        },
+        dhcp_options(config, server_id, doors.http.local_addr().port()),
+    );
+    dhcp.bind()?;
+
+    let parts = Parts::default();
+    let readiness = parts.readiness();
+    let admin = admin::Handles {
+        catalog: catalog.clone(),
+        cache: cache.clone(),
+        tracker: tracker.clone(),
+        storage,
+        clock: clock.clone(),
+        token: admin::auth::token_file(&config.state_dir)?,
+        registry: Arc::new(registry),
+        metrics: admin_metrics,
+        readiness,
+        strictness: Strictness::from_setting(config.validation.enable_strict_mode),
+    };
+
+    // The tracker outlives the edges: what they saw last is still written.
+    let record = CancellationToken::new();
+    let recorder = tokio::spawn({
+        let (tracker, record) = (tracker.clone(), record.clone());
+        async move { tracker.run(record).await }
+    });
+
+    let edges = stop.child_token();
+    let mut running = parts.start(edges.clone());
+    running.add("cache", "follows the catalog", {
+        let (cache, edges) = (cache.clone(), edges.clone());
+        async move { cache.follow(edges).await }
+    });
+    running.add(
+        "heartbeat",
+        "",
+        heartbeat::beat(catalog.clone(), clock.clone(), server_id, edges.clone()),
+    );
+    running.add(
+        "dhcp",
+        &dhcp.interfaces().join(", "),
+        dhcp.run(edges.clone()),
+    );
+    running.add("tftp", &doors.tftp.local_addr().to_string(), {
+        let room = boot_room(files.clone(), tracker.clone(), clock.clone());
+        let serving = doors
+            .tftp
+            .run(room, tftp_metrics, clock.clone(), edges.clone());
+        async move {
+            if let Err(e) = serving.await {
+                tracing::error!(error = %e, "TFTP");
+            }
+        }
+    });
+    running.add(
+        "http",
+        &doors.http.local_addr().to_string(),
+        doors
+            .http
+            .run(files, http_metrics, HttpLimits::default(), edges.clone()),
+    );
+    let admin_at = doors
+        .admin
+        .local_addr()
+        .map_or(config.admin.listen, |at| at);
+    running.add(
+        "admin",
+        &admin_at.to_string(),
+        doors.admin.run(admin, edges.clone()),
+    );
+
+    tracing::info!(server.id = %server_id, admin = %admin_at, "dls serves");
+    notify(sd_notify::NotifyState::Ready);
+    let ended = running.wait().await;
+    notify(sd_notify::NotifyState::Stopping);
+
+    tracker.drain(LAST_ROWS).await;
+    record.cancel();
+    recorder.await.context("the tracker's writer")?;
+    catalog.close().await;
+    tracing::info!("dls has stopped");
+    ended
+}
+
+async fn open_catalog(
+    config: &Config,
+    server_id: Uuid,
+    url: String,
+    clock: &Clock,
+) -> anyhow::Result<(Catalog, Cache)> {
+    let options = CatalogOptions {
+        url,
+        min_connections: config.database.min_connections,
+        max_connections: config.database.max_connections,
+        pool_timeout: config.pool_timeout(),
+        server_id,
+    };
+    let catalog = Catalog::connect(&options, DATABASE_PATIENCE)
+        .await
+        .context("opening the catalog")?;
+    catalog
+        .run_migrations()
+        .await
+        .context("bringing the catalog up to date")?;
+    heartbeat::once(&catalog, clock, server_id)
+        .await
+        .context("registering this server")?;
+    let cache = Cache::open(catalog.clone())
+        .await
+        .context("reading the catalog")?;
+    Ok((catalog, cache))
+}
+
+fn dhcp_options(config: &Config, server_id: Uuid, http_port: u16) -> DhcpOptions {
+    DhcpOptions {
+        interfaces: match config.dhcp.interfaces.as_slice() {
+            [] => Selection::InServedRanges,
+            names => Selection::Named(names.to_vec()),
+        },
+        ports: dhcp::Ports::default(),
+        http_port,
+        unknown_clients: match config.boot.unknown_clients {
+            UnknownClients::Register => dhcp::UnknownClients::Register {
+                cap: config.boot.unknown_limit as usize,
+            },
+            UnknownClients::Ignore => dhcp::UnknownClients::Ignore,
+        },
+        default_image: config.boot.default_image.clone(),
+        server_id,
+    }
+}
+
+/// A token that SIGTERM and SIGINT cancel.
+fn stop_on_signals() -> anyhow::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind).context("listening for signals")?;
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            if signals.recv().await.is_some() {
+                stop.cancel();
+            }
+        });
+    }
+    Ok(stop)
+}
+
+/// Tells systemd, where there is one.
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(e) = sd_notify::notify(&[state]) {
+        tracing::debug!(error = %e, "the service manager was not told");
+    }
+}

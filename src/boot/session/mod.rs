@@ -1,0 +1,28 @@
+//! The record of one boot, as a pure state machine: `now` is a parameter, effects are
+//! returned, nothing is read or written here.
+//!
+//! [`evidence`]: what is seen of a machine. [`arrival`]: the table that says when an attempt
+//! starts, is joined, or starts again. [`machine`]: the life of one attempt and its session,
+//! with the diagram;
+//! `steps`: what each kind of evidence does to it; `silence`: deadlines and ends; `rows`: what is
+//! written. [`rules`]: how long each silence may last. [`causes`]: the sentences that
+//! name a failed boot's stage and likely cause. [`recall`]: an attempt made again from its rows.
+
+pub mod arrival;
+pub mod causes;
+pub mod evidence;
+pub mod machine;
+pub mod recall;
+mod rows;
+pub mod rules;
+mod silence;
+mod steps;
+
+#[cfg(test)]
+mod tests;
+
+pub use arrival::{Arrival, Standing, arrival};
+pub use evidence::{BootFile, Context, Door, Evidence, Observation, Speaker};
+pub use machine::Boot;
+pub use rows::Effect;
+pub use rules::{Rules, Timings};

@@ -1,0 +1,257 @@
+//! The pool: reaching PostgreSQL, trying several hosts, trying again.
+//!
+//! It must not decide what is worth trying again (that is `error::is_transient`) nor repeat
+//! what is not idempotent: only operations that say so go through [`Catalog::again`].
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use uuid::Uuid;
+
+use super::error::is_transient;
+use super::{Catalog, CatalogError, CatalogOptions};
+use crate::clock::Clock;
+use crate::model::Timestamp;
+
+/// What all clones of a [`Catalog`] share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) pool: PgPool,
+    pub(super) server_id: Uuid,
+    hosts: Vec<PgConnectOptions>,
+    clock: Clock,
+}
+
+/// How often a statement is sent in all, and the pause before the second time; it doubles.
+const TRIES: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// An operation that takes longer makes us look for another primary.
+const LONG: Duration = Duration::from_millis(500);
+
+impl Catalog {
+    /// Opens the pool (retrying while PostgreSQL starts or is away, up to `patience`).
+    ///
+    /// # Errors
+    /// When it can't be reached within `patience`, or refuses us.
+    pub async fn connect(
+        options: &CatalogOptions,
+        patience: Duration,
+    ) -> Result<Self, CatalogError> {
+        let hosts = split_hosts(&options.url)?
+            .into_iter()
+            .map(|url| {
+                let parsed = PgConnectOptions::from_str(&url).map_err(|e| {
+                    CatalogError::Other(format!("[database] url is not valid: {e}"))
+                })?;
+                Ok(parsed
+                    .application_name("dls")
+                    .options([("dls.server_id", options.server_id.to_string())]))
+            })
+            .collect::<Result<Vec<_>, CatalogError>>()?;
+        let mut last = CatalogError::Unavailable("it did not answer".to_owned());
+        let attempt = async {
+            loop {
+                match open_pool(options, &hosts).await {
+                    Ok(pool) => return Ok(pool),
+                    Err(error) if !is_transient(&error) && !is_absence(&error) => {
+                        return Err(CatalogError::from(error));
+                    }
+                    Err(error) => last = CatalogError::Unavailable(error.to_string()),
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let pool = match tokio::time::timeout(patience, attempt).await {
+            Ok(outcome) => outcome?,
+            Err(_) => return Err(last),
+        };
+        Ok(Self {
+            shared: Arc::new(Shared {
+                pool,
+                server_id: options.server_id,
+                hosts,
+                clock: Clock::system(),
+            }),
+        })
+    }
+
+    /// A round trip: PostgreSQL's clock, and how long the answer took.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn health_check(&self) -> Result<(Timestamp, Duration), CatalogError> {
+        let mut connection = self.shared.pool.acquire().await?;
+        let asked = self.shared.clock.instant();
+        let at = sqlx::query_scalar!(r#"SELECT clock_timestamp() AS "at!""#)
+            .fetch_one(&mut *connection)
+            .await?;
+        Ok((at, asked.elapsed()))
+    }
+
+    /// Closes every connection.
+    pub async fn close(&self) {
+        self.shared.pool.close().await;
+    }
+
+    /// The pool.
+    pub(super) fn pool(&self) -> &PgPool {
+        &self.shared.pool
+    }
+
+    /// Runs an idempotent operation, again and again where its failure is one that passes.
+    pub(super) async fn again<'a, T, F, Fut>(&'a self, operation: F) -> Result<T, CatalogError>
+    where
+        F: Fn(&'a PgPool) -> Fut,
+        Fut: Future<Output = Result<T, sqlx::Error>> + Send,
+    {
+        let mut pause = FIRST_PAUSE;
+        let mut tries = 1;
+        loop {
+            match self.watched(operation(self.pool())).await {
+                Err(error) if tries < TRIES && is_transient(&error) => {
+                    tracing::debug!(%error, tries, "the database failed, trying again");
+                    tokio::time::sleep(pause).await;
+                    self.find_primary().await;
+                    pause *= 2;
+                    tries += 1;
+                }
+                outcome => return outcome.map_err(CatalogError::from),
+            }
+        }
+    }
+
+    /// Waits for an operation; while it takes long, looks whether another host has become the
+    /// primary. The pool, which may be waiting for the old one, then goes on with that.
+    async fn watched<T>(
+        &self,
+        operation: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
+        if self.shared.hosts.len() < 2 {
+            return operation.await;
+        }
+        tokio::pin!(operation);
+        loop {
+            tokio::select! {
+                outcome = &mut operation => return outcome,
+                () = tokio::time::sleep(LONG) => self.find_primary().await,
+            }
+        }
+    }
+
+    /// Points the pool at the host that takes writes, where there are several.
+    pub(super) async fn find_primary(&self) {
+        if self.shared.hosts.len() > 1
+            && let Ok(host) = primary(&self.shared.hosts).await
+        {
+            self.shared.pool.set_connect_options(host);
+        }
+    }
+}
+
+async fn open_pool(
+    options: &CatalogOptions,
+    hosts: &[PgConnectOptions],
+) -> Result<PgPool, sqlx::Error> {
+    let several = hosts.len() > 1;
+    let host = primary(hosts).await?;
+    PgPoolOptions::new()
+        .min_connections(options.min_connections)
+        .max_connections(options.max_connections)
+        .acquire_timeout(options.pool_timeout)
+        .after_connect(move |connection, _| {
+            Box::pin(async move {
+                if several && in_recovery(connection).await? {
+                    return Err(standby());
+                }
+                Ok(())
+            })
+        })
+        .connect_with(host)
+        .await
+}
+
+/// The first host that answers and is no standby. One host only: it is taken as it is.
+async fn primary(hosts: &[PgConnectOptions]) -> Result<PgConnectOptions, sqlx::Error> {
+    use sqlx::{ConnectOptions, Connection};
+
+    if let [one] = hosts {
+        return Ok(one.clone());
+    }
+    let mut last = standby();
+    for host in hosts {
+        let asked = tokio::time::timeout(Duration::from_secs(3), async {
+            let mut connection = host.connect().await?;
+            let standby = in_recovery(&mut connection).await?;
+            connection.close().await?;
+            Ok::<bool, sqlx::Error>(standby)
+        });
+        match asked.await {
+            Ok(Ok(false)) => return Ok(host.clone()),
+            Ok(Ok(true)) => {}
+            Ok(Err(error)) => last = error,
+            Err(_) => last = std::io::Error::from(std::io::ErrorKind::TimedOut).into(),
+        }
+    }
+    Err(last)
+}
+
+async fn in_recovery(connection: &mut sqlx::PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(r#"SELECT pg_is_in_recovery() AS "standby!""#)
+        .fetch_one(connection)
+        .await
+}
+
+fn standby() -> sqlx::Error {
+    std::io::Error::other("every host is a standby that takes no writes").into()
+}
+
+/// While a cluster starts its pool may time out; that passes as well.
+fn is_absence(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::PoolTimedOut)
+}
+
+/// One URL per host: `postgres://u:p@h1:5433,h2/db?x=y` becomes two. libpq knows such lists,
+/// sqlx does not.
+fn split_hosts(url: &str) -> Result<Vec<String>, CatalogError> {
+    let bad = || {
+        CatalogError::Other(
+            "[database] url must be \"embedded\" or begin with postgres://".to_owned(),
+        )
+    };
+    let (scheme, rest) = url.split_once("://").ok_or_else(bad)?;
+    if scheme != "postgres" && scheme != "postgresql" {
+        return Err(bad());
+    }
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, tail) = rest.split_at(end);
+    let (user, hosts) = match authority.rsplit_once('@') {
+        Some((user, hosts)) => (format!("{user}@"), hosts),
+        None => (String::new(), authority),
+    };
+    Ok(hosts
+        .split(',')
+        .map(|host| format!("{scheme}://{user}{host}{tail}"))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_url_per_host() {
+        assert_eq!(
+            split_hosts("postgres://u:p@a:1,b/db?x=y").unwrap(),
+            ["postgres://u:p@a:1/db?x=y", "postgres://u:p@b/db?x=y"]
+        );
+        assert_eq!(
+            split_hosts("postgres:///dls?host=/run/x").unwrap(),
+            ["postgres:///dls?host=/run/x"]
+        );
+        assert!(split_hosts("mysql://a/b").is_err());
+        assert!(split_hosts("embedded").is_err());
+    }
+}

@@ -1,1 +1,0 @@
-//! Field rules: every violation at once.

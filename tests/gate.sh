@@ -1,0 +1,68 @@
+#!/bin/bash
+# `make test` and `make lint`: every check in turn; stops at the first that fails. Each says
+# in one line what it was and how long it took. Nothing is compiled twice: clippy and the
+# .sqlx check share one set of metadata, all tests one profile.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+what=${1:-all}
+export CARGO_TERM_PROGRESS_WHEN=never
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+step() { # step NAME COMMAND...: quiet when it passes
+    local name=$1 start=$SECONDS
+    shift
+    if "$@" >"$log" 2>&1 </dev/null; then
+        echo "ok    $name ($((SECONDS - start)) s)"
+    else
+        cat "$log"
+        echo "FAILED $name" >&2
+        exit 1
+    fi
+}
+
+
+compose() {
+    docker compose -f docker-compose.yml config -q
+}
+
+unit() { # no error but that the program is not installed on this machine
+    local said
+    said=$(systemd-analyze verify deploy/dls.service 2>&1 | grep -v 'is not executable' || true)
+    [ -z "$said" ] || { echo "$said"; return 1; }
+}
+
+shells() {
+    local file
+    for file in .ci/run deploy/phone-home/dls-report $(git ls-files '*.sh'); do
+        case $(head -n1 "$file") in *bash) bash -n "$file" ;; *) busybox sh -n "$file" ;; esac
+    done
+}
+
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
+tools=
+if [ "$what" = all ] || [ "$what" = lint ]; then
+    step "rustfmt" cargo fmt --check
+    step "shell syntax" shells
+    tools=$(tests/tools.sh)
+    PATH=$tools$PATH
+    step "clippy" cargo clippy --all-targets --locked -- -D warnings
+    step "rustdoc" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --document-private-items
+    step "cargo deny" cargo deny --offline check bans licenses sources
+    if [ -d migrations ]; then step ".sqlx and migrations" tests/sqlx.sh check; fi
+    if docker compose version >/dev/null 2>&1; then step "docker compose" compose; else echo "skip  docker compose (not installed)"; fi
+    if command -v systemd-analyze >/dev/null; then step "systemd unit" unit; else echo "skip  systemd unit (systemd-analyze not installed)"; fi
+fi
+[ "$what" = all ] || exit 0
+
+step "build" cargo build --locked --tests
+step "sample configurations" env PATH="$CARGO_TARGET_DIR/debug:$PATH" bash -c 'for f in deploy/*.toml; do dls check-config "$f"; done'
+step "the test system" tests/lab/testos/build
+cargo test --locked --doc
+if cargo nextest --version >/dev/null 2>&1; then
+    cargo nextest run --locked
+else
+    # Without nextest: the same tests, the lab's two at a time.
+    cargo test --locked --lib --bins --test architecture --test it
+    cargo test --locked --test lab -- --test-threads 2
+fi

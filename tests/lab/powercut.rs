@@ -1,0 +1,291 @@
+//! An ACK means stored: the server is a machine of its own whose power is cut right after
+//! it has acknowledged leases. Started again it must know every one of them.
+//!
+//! The server is a QEMU guest: Debian's kernel, a root disk that holds `dls`, this machine's
+//! PostgreSQL and the libraries of both. kill -9 of QEMU loses all that the guest had not
+//! written to its disk: its page cache is gone, as with real power.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::crashes::{Dice, crowd, rounds, told};
+use crate::machine::tail;
+use crate::net::{Lab, finish, run};
+use crate::product::{PROGRAM, TestSystem};
+use crate::{secs, wait_for};
+
+/// What the guest's first program does: the network, `dls`, and once it is ready the range
+/// (first start only) and a marker; then it lists all leases on its console.
+const INIT: &str = "#!/bin/sh
+export PATH=/bin:/usr/bin LANG=C HOME=/root PAGER=cat
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t tmpfs run /run
+mount -t tmpfs tmp /tmp
+mkdir -p /dev/shm && mount -t tmpfs -o mode=1777 shm /dev/shm
+chmod 1777 /tmp
+while read -r module; do insmod /modules/$module 2>/dev/null; done < /modules/order
+exec </dev/console >/dev/console 2>&1
+ip link set lo up
+ip addr add 10.77.0.1/16 dev eth0
+ip link set eth0 up
+dls --config /dls.toml serve >/var/log/dls.log 2>&1 &
+n=0
+until wget -q -O /dev/null http://127.0.0.1:8080/readyz 2>/dev/null; do
+    n=$((n + 1)); [ $n -lt 600 ] || { echo GUEST-NEVER-READY; tail -n 40 /var/log/dls.log; poweroff -f; }
+    sleep 0.2
+done
+echo LEASES-BEGIN
+dls --config /dls.toml psql -c \"select 'LEASE ' || mac || ' ' || host(address) || ' END' as lease from leases\"
+echo LEASES-END
+dls --config /dls.toml range list 2>/dev/null | grep -q 10.77.0.0 ||
+    dls --config /dls.toml range add --network 10.77.0.0/16 --pool 10.77.1.0-10.77.250.250 --mode full
+echo GUEST-SERVES
+while :; do sleep 1000; done
+";
+
+/// Puts a program and the libraries it needs into the tree.
+fn add_program(tree: &Path, program: &Path, to: &str) {
+    let target = tree.join(to);
+    fs::create_dir_all(target.parent().expect("a folder")).expect("mkdir");
+    fs::copy(program, &target).unwrap_or_else(|e| panic!("{}: {e}", program.display()));
+    add_libraries(tree, program);
+}
+
+fn add_libraries(tree: &Path, program: &Path) {
+    let listed = Command::new("ldd").arg(program).output().expect("ldd");
+    for line in String::from_utf8_lossy(&listed.stdout).lines() {
+        let path = line.split_whitespace().find(|word| word.starts_with('/'));
+        if let Some(path) = path.map(Path::new) {
+            // Where this machine has it: the loader of the same Debian looks there too.
+            let target = tree.join(path.strip_prefix("/").expect("absolute"));
+            fs::create_dir_all(target.parent().expect("a folder")).expect("mkdir");
+            fs::copy(path, &target).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        }
+    }
+}
+
+/// The root disk: an ext4 image of `dls`, PostgreSQL and busybox.
+fn root_disk(lab: &Lab) -> PathBuf {
+    let tree = lab.path().join("tree");
+    for folder in [
+        "bin",
+        "dev",
+        "proc",
+        "sys",
+        "run",
+        "tmp",
+        "root",
+        "etc",
+        "usr/bin",
+        "usr/lib",
+        "usr/share",
+        "var/log",
+        "var/lib/dls",
+    ] {
+        fs::create_dir_all(tree.join(folder)).expect("mkdir");
+    }
+    // busybox, its links and the drivers are in the test system's initrd already.
+    let unpack = "zcat \"$0\" | cpio -idmu --quiet 'bin/*' 'modules/*' modules";
+    let initrd = TestSystem::build().initrd().to_owned();
+    finish(
+        Command::new("sh")
+            .args(["-c", unpack])
+            .arg(&initrd)
+            .current_dir(&tree),
+    );
+    add_program(&tree, Path::new(PROGRAM), "usr/bin/dls");
+    // initdb picks its time zone from here, and some programs are run by a shell.
+    for folder in [
+        "/usr/lib/postgresql",
+        "/usr/share/postgresql",
+        "/usr/share/zoneinfo",
+    ] {
+        let to = tree.join(&folder[1..]);
+        fs::create_dir_all(to.parent().expect("a folder")).expect("mkdir");
+        finish(Command::new("cp").args(["-a", folder]).arg(&to));
+    }
+    // psql may be told to look elsewhere than beside the server's programs.
+    let programs = run(
+        "sh",
+        [
+            "-c",
+            "find /usr/lib/postgresql/*/bin /usr/lib/postgresql/*/lib -maxdepth 1 -type f \\( -perm -u+x -o -name '*.so' \\)",
+        ],
+    );
+    for program in programs.lines() {
+        let name = Path::new(program)
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy();
+        let skipped = ["llvmjit.so"];
+        if !skipped.contains(&name.as_ref()) {
+            add_libraries(&tree, Path::new(program));
+        }
+    }
+    let etc = |name: &str, text: &str| fs::write(tree.join("etc").join(name), text).expect("etc");
+    etc(
+        "passwd",
+        "root:x:0:0::/root:/bin/sh\ndls:x:990:990::/var/lib/dls:/bin/sh\n",
+    );
+    etc("group", "root:x:0:\ndls:x:990:\n");
+    etc(
+        "nsswitch.conf",
+        "passwd: files\ngroup: files\nhosts: files\n",
+    );
+    etc("hosts", "127.0.0.1 localhost\n");
+    fs::write(tree.join("dls.toml"), "state_dir = \"/var/lib/dls\"\n").expect("dls.toml");
+    fs::write(tree.join("init"), INIT).expect("init");
+    finish(Command::new("chmod").arg("755").arg(tree.join("init")));
+    let disk = lab.path().join("root.img");
+    finish(
+        Command::new("mke2fs")
+            .args(["-q", "-t", "ext4", "-m", "0", "-d"])
+            .arg(&tree)
+            .arg(&disk)
+            .arg("1500M"),
+    );
+    fs::remove_dir_all(&tree).expect("rm");
+    disk
+}
+
+/// The server as a guest, on a tap of its own.
+struct Guest {
+    qemu: Child,
+    console: PathBuf,
+}
+
+impl Guest {
+    fn power_on(lab: &Lab, disk: &Path, tap: &str, boot: u32) -> Self {
+        let system = TestSystem::build();
+        let console = lab.path().join(format!("guest-{boot}.log"));
+        let args = [
+            "-accel".into(),
+            "tcg,thread=multi".into(),
+            "-cpu".into(),
+            "max".into(),
+            "-m".into(),
+            "1024".into(),
+            "-smp".into(),
+            "2".into(),
+            "-display".into(),
+            "none".into(),
+            "-vga".into(),
+            "none".into(),
+            "-monitor".into(),
+            "none".into(),
+            "-no-reboot".into(),
+            "-serial".into(),
+            format!("file:{}", console.display()),
+            "-kernel".into(),
+            system.kernel().display().to_string(),
+            "-initrd".into(),
+            system.initrd().display().to_string(),
+            "-append".into(),
+            "console=ttyS0 quiet lab.root=/dev/vda".into(),
+            "-drive".into(),
+            format!(
+                "file={},format=raw,if=virtio,cache=writethrough",
+                disk.display()
+            ),
+            "-netdev".into(),
+            format!("tap,id=n,ifname={tap},script=no,downscript=no"),
+            "-device".into(),
+            "virtio-net-pci,netdev=n,mac=52:54:00:77:00:fe,romfile=".to_owned(),
+        ];
+        let lan = lab.namespace("lan");
+        let qemu = lab
+            .command_in(&lan, "qemu-system-x86_64", &args)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("qemu-system-x86_64");
+        Self { qemu, console }
+    }
+
+    fn console(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
+    }
+
+    fn expect(&mut self, text: &str, limit: Duration) {
+        wait_for(&format!("`{text}` on the guest's console"), limit, || {
+            if self.console().contains(text) {
+                return Some(());
+            }
+            let on = self.qemu.try_wait().is_ok_and(|status| status.is_none());
+            assert!(
+                on,
+                "the guest is off; its console ends:\n{}",
+                tail(&self.console())
+            );
+            None
+        });
+    }
+
+    fn cut_power(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the guest's console ends:\n{}", tail(&self.console()));
+        }
+        self.cut_power();
+    }
+}
+
+/// `LEASE MAC ADDRESS END` lines of the console.
+fn listed(console: &str) -> BTreeSet<(String, String)> {
+    console
+        .lines()
+        .filter_map(|line| line.split_once("LEASE ")?.1.split_once(" END"))
+        .filter_map(|(lease, _)| lease.split_once(' '))
+        .map(|(mac, address)| (mac.to_owned(), address.to_owned()))
+        .collect()
+}
+
+#[test]
+fn every_acknowledged_lease_outlives_a_power_cut() {
+    let mut dice = Dice::new();
+    let lab = Lab::new("powercut");
+    // The guest is 10.77.0.1 here.
+    lab.ip(&lab.namespace("srv"), "link set lan0 down");
+    let disk = root_disk(&lab);
+    let tap = lab.add_tap();
+    let client = lab.host("cli", None);
+    let mut guest = Guest::power_on(&lab, &disk, &tap, 0);
+    guest.expect("GUEST-SERVES", secs(240));
+    crowd(&lab, &client);
+    for round in 1..=rounds(2, 12) {
+        let before = told(&lab).len();
+        let more = 3 + usize::try_from(dice.below(8)).expect("a small number");
+        wait_for("clients get leases", secs(120), || {
+            (told(&lab).len() >= before + more).then_some(())
+        });
+        // Right after an ACK: this loop looks ten times a second, so waits for a fresh one.
+        let seen = told(&lab).len();
+        while told(&lab).len() == seen {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        guest.cut_power();
+        let acknowledged = told(&lab);
+        guest = Guest::power_on(&lab, &disk, &tap, round);
+        guest.expect("GUEST-SERVES", secs(240));
+        let there = listed(&guest.console());
+        for lease in &acknowledged {
+            assert!(
+                there.contains(lease),
+                "round {round}: {lease:?} was acknowledged and is lost"
+            );
+        }
+        eprintln!(
+            "round {round}: {} leases acknowledged, all there",
+            acknowledged.len()
+        );
+    }
+}
