@@ -1,6 +1,4 @@
 //! Ring 2: the whole product or large parts of it, against a real PostgreSQL of our own, real
-//! clients and real sockets. `support` holds what the tests of the catalog share.
-//! Ring 2: the whole product or large parts of it, against the real PostgreSQL, real
 //! clients and real sockets. `support` holds what the tests share.
 #![expect(
     clippy::unwrap_used,
@@ -8,6 +6,8 @@
 )]
 
 mod admin;
+#![expect(clippy::unwrap_used, reason = "a helper of a test may end the test")]
+
 mod catalog_boots;
 mod catalog_changes;
 mod catalog_embedded;
