@@ -1,8 +1,41 @@
-//! Every stage with every evidence, and properties over random lives.
+//! Every stage recalled, every stage with every evidence, and properties over random lives.
 
 use proptest::prelude::*;
 
 use super::*;
+
+#[test]
+fn recalled_from_its_rows_it_goes_on_as_before() {
+    for n in 1..=13 {
+        let (boot, rows) = boot_to(n, PhoneHome::Expected);
+        let now = at(10_000);
+        let session = rows.sessions.values().next().cloned();
+        let again = Boot::recall(
+            Rules::default(),
+            boot.attempt().clone(),
+            &rows.events,
+            session,
+            now,
+        );
+        let mut again = again.unwrap();
+        assert!(again.tick(now).is_empty(), "nobody expires at once");
+        assert_eq!(again.standing(now).stage, boot.standing(now).stage);
+        assert_eq!(again.standing(now).first, boot.standing(now).first);
+        assert_eq!(again.loader_delivered(), boot.loader_delivered());
+        assert_eq!(again.image_id(), boot.image_id());
+        let mut rows = rows;
+        for (what, _) in healthy().into_iter().skip(n) {
+            rows.write(again.step(&Observation {
+                at: now,
+                ..seen(0, what)
+            }));
+        }
+        assert_eq!(again.session().unwrap().status, SessionStatus::Running);
+        assert_eq!(rows.booted, 1, "counted once, restart or not ({n})");
+        assert!(again.tick(now + TimeDelta::seconds(89)).is_empty());
+        assert!(!again.tick(now + TimeDelta::seconds(90)).is_empty());
+    }
+}
 
 /// Every stage of the healthy boot with every evidence: the stage and outcome after it.
 #[test]
