@@ -130,7 +130,11 @@ async fn write(
     api.catalog.save_image_metadata(&image).await?;
     api.settle().await;
     tracing::info!(image.name, "image changed");
-    Ok(image)
+    Ok(api
+        .catalog
+        .get_image_metadata(image.id)
+        .await?
+        .unwrap_or(image))
 }
 
 /// `POST /api/v1/images`, multipart: `image` (JSON), `kernel`, `initrd` (any number, in

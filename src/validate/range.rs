@@ -71,6 +71,14 @@ fn fit(reader: &mut Reader, range: &NetworkRange) {
         {
             reader.refuse(&field, format!("{excluded} touches no pool"));
         }
+        if let Some(other) = range
+            .exclusions
+            .iter()
+            .take(i)
+            .find(|o| overlap(o, excluded))
+        {
+            reader.refuse(&field, format!("{excluded} overlaps {other}"));
+        }
     }
     if let Some(gateway) = range.gateway
         && !range.is_host(gateway)

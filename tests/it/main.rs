@@ -1,3 +1,5 @@
+//! Ring 2: the whole product or large parts of it, against a real PostgreSQL of our own, real
+//! clients and real sockets. `support` holds what the tests of the catalog share.
 //! Ring 2: the whole product or large parts of it, against the real PostgreSQL, real
 //! clients and real sockets. `support` holds what the tests share.
 #![expect(
@@ -5,6 +7,7 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
+mod admin;
 mod catalog_boots;
 mod catalog_changes;
 mod catalog_embedded;
