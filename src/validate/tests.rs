@@ -209,7 +209,7 @@ fn a_whole_client_is_read() {
     let client = read_client(body, Write::Create, Strictness::Strict).unwrap();
     assert_eq!(client.hostname, "pc-01");
     assert_eq!(client.assigned_image_id, Some(DEBIAN));
-    assert_eq!(client.network_config.unwrap().mtu, Some(9000));
+    assert_eq!(client.network_config.as_ref().unwrap().mtu, Some(9000));
     assert_eq!(client.macs().count(), 2);
 }
 
@@ -559,4 +559,24 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn what_a_row_has_had_does_not_hinder_other_changes() {
+    let mut client_row = read_client(right_client(), Write::Create, Strictness::Strict).unwrap();
+    client_row.ip_address = Some(Ipv4Addr::new(192, 168, 7, 7));
+    let reader = Reader::new(
+        map(json!({"enabled": false})),
+        Write::Change,
+        Strictness::Strict,
+    );
+    client(reader, &mut client_row, &[Arc::new(lan())], find_image).unwrap();
+    assert!(!client_row.enabled);
+    let body = with(
+        right_range(),
+        json!({"pools": ["10.0.0.5-10.0.0.9"], "exclusions": ["10.0.0.7"]}),
+    );
+    let mut row = read_range(body, Strictness::Strict).unwrap();
+    let reader = Reader::new(map(json!({"pools": []})), Write::Change, Strictness::Strict);
+    range(reader, &mut row).unwrap();
 }
