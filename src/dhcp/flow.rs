@@ -36,6 +36,9 @@ use crate::model::{Arch, Lease, LeaseState, MacAddr, RangeMode, Timestamp};
 /// How long an offer is held for its machine: longer than a ROM takes to come back.
 pub(super) const OFFER_SECONDS: i64 = 60;
 
+/// The MAC in a row about an address whose user is better not named.
+const NOBODY: MacAddr = MacAddr([0; 6]);
+
 /// Packets that wait for ARP, at most.
 const PARKED: usize = 1024;
 
@@ -309,10 +312,14 @@ impl Core {
     }
 
     fn quarantine(&self, range_id: Uuid, address: Ipv4Addr, station: MacAddr, now: Timestamp) {
+        let mut book = self.book();
+        // A machine has one row in a range: where the stranger is a client of ours that sits on
+        // another address than its own, its lease must not go for this row.
+        let has_lease = book.lease_of(range_id, station).is_some();
         let lease = Lease {
             address,
             range_id,
-            mac: station,
+            mac: if has_lease { NOBODY } else { station },
             client_identifier: None,
             hostname: None,
             state: LeaseState::Declined,
@@ -320,7 +327,8 @@ impl Core {
             length_seconds: DECLINE_SECONDS,
             relay_information: None,
         };
-        self.book().put(lease.clone());
+        book.put(lease.clone());
+        drop(book);
         self.enqueue(Operation::Quarantine(Box::new(lease)));
     }
 

@@ -57,9 +57,11 @@ impl Boot {
         } else {
             // The cause only where there is one: a user may press the button at any time.
             let long = at - self.times.progress >= self.rules.timings.transfer;
-            let why = (long || self.trouble.is_some())
-                .then(|| format!(": {}", self.cause()))
-                .unwrap_or_default();
+            let why = if long || self.trouble.is_some() {
+                format!(": {}", self.cause())
+            } else {
+                String::new()
+            };
             End {
                 outcome: AttemptOutcome::Restarted,
                 status: SessionStatus::Error,

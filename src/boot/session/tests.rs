@@ -475,6 +475,16 @@ fn the_script_names_the_image_whatever_was_planned() {
 }
 
 #[test]
+fn a_loader_with_a_script_of_its_own_boots_too() {
+    let mut life: Vec<Evidence> = healthy().into_iter().map(|(e, _)| e).collect();
+    life.remove(7);
+    let (boot, rows) = boot_of(life, PhoneHome::Auto);
+    assert_eq!(session(&boot).status, SessionStatus::Running);
+    assert_eq!(boot.image_id(), Some(Uuid::from_u128(2)));
+    assert_eq!(rows.booted, 1);
+}
+
+#[test]
 fn a_machine_without_a_client_leaves_no_session() {
     let mut rows = Rows::default();
     let mut first = seen(0, Evidence::Discover(Speaker::Rom));

@@ -39,11 +39,16 @@ pub(crate) fn state_dir() -> tempfile::TempDir {
 pub(crate) fn die_with_us(pid: u32, remove: Option<&Path>) {
     use std::os::unix::process::CommandExt;
 
-    let script = r#"cat >/dev/null; kill -INT "$1" 2>/dev/null
-        i=0; while kill -0 "$1" 2>/dev/null && [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); done
-        [ -n "$2" ] && rm -rf "$2""#;
+    // By then the number may be another process's: ours works in its data directory.
+    let at = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+    let script = r#"cat >/dev/null
+        ours() { [ "$(readlink /proc/"$1"/cwd)" = "$2" ]; }
+        ours "$1" "$2" && kill -INT "$1"
+        i=0; while ours "$1" "$2" && [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); done
+        [ -n "$3" ] && rm -rf "$3""#;
     let watch = Command::new("sh")
         .args(["-c", script, "sh", &pid.to_string()])
+        .arg(at)
         .arg(remove.unwrap_or_else(|| Path::new("")))
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

@@ -69,7 +69,7 @@ async fn with_every_client(
             "atftp",
             vec![
                 "--option",
-                "blksize 8",
+                "blksize 100",
                 "--option",
                 "windowsize 64",
                 "--option",
