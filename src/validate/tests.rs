@@ -560,3 +560,23 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_a_row_has_had_does_not_hinder_other_changes() {
+    let mut client_row = read_client(right_client(), Write::Create, Strictness::Strict).unwrap();
+    client_row.ip_address = Some(Ipv4Addr::new(192, 168, 7, 7));
+    let reader = Reader::new(
+        map(json!({"enabled": false})),
+        Write::Change,
+        Strictness::Strict,
+    );
+    client(reader, &mut client_row, &[Arc::new(lan())], find_image).unwrap();
+    assert!(!client_row.enabled);
+    let body = with(
+        right_range(),
+        json!({"pools": ["10.0.0.5-10.0.0.9"], "exclusions": ["10.0.0.7"]}),
+    );
+    let mut row = read_range(body, Strictness::Strict).unwrap();
+    let reader = Reader::new(map(json!({"pools": []})), Write::Change, Strictness::Strict);
+    range(reader, &mut row).unwrap();
+}

@@ -126,12 +126,13 @@ async fn hostile_text_in_every_field() {
     for (path, fields) in places {
         for field in fields {
             for text in hostile_texts() {
-                for value in [
-                    json!(text),
-                    json!([text]),
-                    json!({ (text.as_str()): text }),
-                    json!({"dns": [text], "domain": text, "first": text, "to": text}),
-                ] {
+                let mut values = vec![json!(text), json!([text])];
+                if ["network_config", "options", "pools", "routes", "tags"].contains(field) {
+                    values.push(json!({ (text.as_str()): text }));
+                    values.push(json!({"dns": [text], "domain": text, "kernel_ip": text}));
+                    values.push(json!([{"first": text, "last": text}, {"to": text, "via": text}]));
+                }
+                for value in values {
                     let body = json!({ (*field): value });
                     let (status, answer) = world.ask("PATCH", path, Some(body)).await;
                     assert!(
@@ -229,7 +230,7 @@ async fn bodies_that_are_no_objects() {
         (r#"{"hostname": "\ud800"}"#.to_owned(), 400),
         ("\u{feff}{}".to_owned(), 400),
         (deep, 400),
-        (deep_object, 413),
+        (deep_object, 400),
         (huge, 413),
     ] {
         for (method, path) in [
