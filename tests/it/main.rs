@@ -1,13 +1,9 @@
-//! Ring 2: the whole product or large parts of it, against a real PostgreSQL of our own, real
+//! Ring 2: the whole product or large parts of it, against the real PostgreSQL, real
 //! clients and real sockets. `support` holds what the tests share.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test fails by panicking, its helpers too"
-)]
 
-mod admin;
 #![expect(clippy::unwrap_used, reason = "a helper of a test may end the test")]
 
+mod admin;
 mod catalog_boots;
 mod catalog_changes;
 mod catalog_embedded;
