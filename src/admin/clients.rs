@@ -92,12 +92,7 @@ pub(super) async fn create(
     State(api): State<Shared>,
     JsonObject(body): JsonObject,
 ) -> Result<Response, ApiError> {
-    let now = api.clock.now();
-    let base = Client {
-        created_at: now,
-        ..fresh(Uuid::new_v4())
-    };
-    let client = write(&api, body, Write::Create, base).await?;
+    let client = write(&api, body, Write::Create, fresh(Uuid::new_v4())).await?;
     let location = format!("/api/v1/clients/{}", client.id);
     let mut response = answer(&api, &client);
     *response.status_mut() = StatusCode::CREATED;
@@ -179,7 +174,6 @@ async fn write(
     let image = |name: &str| image_id(&snapshot, name);
     let reader = Reader::new(body, write, api.strictness);
     validate::client(reader, &mut client, snapshot.ranges(), image)?;
-    client.updated_at = api.clock.now();
     client.auto_registered = false;
     api.catalog.save_client_config(&client).await?;
     api.settle().await;

@@ -126,11 +126,14 @@ async fn write(
         Write::Change => current,
     };
     validate::image(Reader::new(body, write, api.strictness), &mut image)?;
-    image.updated_at = api.clock.now();
     api.catalog.save_image_metadata(&image).await?;
     api.settle().await;
     tracing::info!(image.name, "image changed");
-    Ok(image)
+    Ok(api
+        .catalog
+        .get_image_metadata(image.id)
+        .await?
+        .unwrap_or(image))
 }
 
 /// `POST /api/v1/images`, multipart: `image` (JSON), `kernel`, `initrd` (any number, in
@@ -148,12 +151,7 @@ pub(super) async fn create(
             )
         },
     )?;
-    let now = api.clock.now();
-    let mut upload = Upload::new(Image {
-        created_at: now,
-        updated_at: now,
-        ..fresh(Uuid::new_v4())
-    });
+    let mut upload = Upload::new(fresh(Uuid::new_v4()));
     upload.receive(&api, &mut multipart, Files::Keep).await?;
     if upload.is_refused() {
         // Staged files are no longer needed, whatever else there is to say.
@@ -404,7 +402,12 @@ async fn commit(
         }
     }
     api.settle().await;
-    Ok(image)
+    // As the database has it, times too.
+    Ok(api
+        .catalog
+        .get_image_metadata(image.id)
+        .await?
+        .unwrap_or(image))
 }
 
 async fn place(

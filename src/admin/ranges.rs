@@ -111,7 +111,7 @@ async fn write(
     api.catalog.save_network_range(&range).await?;
     api.settle().await;
     tracing::info!(range.name, range.network = %range.network, "network range saved");
-    Ok(range)
+    find(api, &range.id.to_string()).await
 }
 
 async fn find(api: &Shared, name: &str) -> Result<NetworkRange, ApiError> {

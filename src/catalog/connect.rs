@@ -28,6 +28,9 @@ pub(super) struct Shared {
 const TRIES: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
+/// An operation that takes longer makes us look for another primary.
+const LONG: Duration = Duration::from_millis(500);
+
 impl Catalog {
     /// Opens the pool (retrying while PostgreSQL starts or is away, up to `patience`).
     ///
@@ -107,7 +110,7 @@ impl Catalog {
         let mut pause = FIRST_PAUSE;
         let mut tries = 1;
         loop {
-            match operation(self.pool()).await {
+            match self.watched(operation(self.pool())).await {
                 Err(error) if tries < TRIES && is_transient(&error) => {
                     tracing::debug!(%error, tries, "the database failed, trying again");
                     tokio::time::sleep(pause).await;
@@ -120,8 +123,26 @@ impl Catalog {
         }
     }
 
+    /// Waits for an operation; while it takes long, looks whether another host has become the
+    /// primary. The pool, which may be waiting for the old one, then goes on with that.
+    async fn watched<T>(
+        &self,
+        operation: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
+        if self.shared.hosts.len() < 2 {
+            return operation.await;
+        }
+        tokio::pin!(operation);
+        loop {
+            tokio::select! {
+                outcome = &mut operation => return outcome,
+                () = tokio::time::sleep(LONG) => self.find_primary().await,
+            }
+        }
+    }
+
     /// Points the pool at the host that takes writes, where there are several.
-    async fn find_primary(&self) {
+    pub(super) async fn find_primary(&self) {
         if self.shared.hosts.len() > 1
             && let Ok(host) = primary(&self.shared.hosts).await
         {

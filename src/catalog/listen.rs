@@ -58,6 +58,7 @@ async fn follow(catalog: Catalog, sender: mpsc::Sender<Change>) {
                     () = sender.closed() => return,
                     () = tokio::time::sleep(pause) => {}
                 }
+                catalog.find_primary().await;
                 pause = (pause * 2).min(Duration::from_secs(2));
             }
         }

@@ -96,7 +96,9 @@ pub fn main() -> ExitCode {
 
 fn run(global: &Global, command: Command) -> Result<(), Failure> {
     match command {
-        Command::Serve => serve(&configuration(global)?).map_err(|e| Failure::failed(&e)),
+        Command::Serve => {
+            crate::app::serve(&configuration(global)?).map_err(|e| Failure::failed(&e))
+        }
         Command::CheckConfig { file } => {
             Config::load(Some(&file)).map_err(|e| Failure::Failed(e.to_string()))?;
             output::line(&format!("{} is right", file.display()))
@@ -127,9 +129,4 @@ where
         .build()
         .map_err(|e| Failure::Failed(format!("can't start: {e}")))?;
     runtime.block_on(command(remote))
-}
-
-/// Until the root has it.
-fn serve(config: &Config) -> anyhow::Result<()> {
-    crate::app::serve(config)
 }

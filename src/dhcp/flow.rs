@@ -212,6 +212,10 @@ impl Core {
             Silence::OtherServer => {
                 if let Some(range) = &case.range {
                     self.book().unhold(range.id, mac);
+                    // Beside another server this is where we learn the machine's address.
+                    if range.mode == RangeMode::Proxy && case.is_boot() {
+                        self.note(case, snapshot, now, Evidence::Located, None);
+                    }
                 }
             }
             Silence::NothingToBoot => {

@@ -24,3 +24,9 @@ mod registrar;
 pub mod server;
 mod socket;
 pub mod wire;
+
+#[cfg(test)]
+#[path = "../../tests/support/dhcp_packet.rs"]
+mod packet;
+#[cfg(test)]
+mod testing;

@@ -144,9 +144,9 @@ macro_rules! label_by_word {
 label_by_word!(ItemLabel, Outcome, Crowded, Cut);
 
 impl HttpMetrics {
-    /// Registers all counters under `dls_http_*`.
+    /// Registers all counters under the prefix `http`.
     pub fn register(&self, registry: &mut Registry) {
-        let registry = registry.sub_registry_with_prefix("dls_http");
+        let registry = registry.sub_registry_with_prefix("http");
         registry.register(
             "requests",
             "Requests of the boot listener by what was asked for and how it was answered",

@@ -21,7 +21,12 @@ words! {
 }
 words! {
     /// Which machines get an address.
-    pub enum Serve { All = "all", Known = "known" }
+    pub enum Serve {
+        /// Every machine that asks.
+        All = "all",
+        /// Registered clients only.
+        Known = "known",
+    }
 }
 words! {
     /// What a machine does that can't boot now (unknown, disabled, without an image).

@@ -36,6 +36,10 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const SLOWEST: u64 = 10_000;
 /// Recoveries after which a path counts as lossy.
 const LOSSY: u32 = 3;
+/// Longer than the time-out of the usual clients (5 s).
+const QUIET: Duration = Duration::from_millis(5_500);
+/// Chance below which silence is not put down to loss.
+const UNLIKELY: f64 = 0.002;
 /// Duplicated ACKs after which they are no longer taken for gaps in a window.
 const ECHOES: u32 = 3;
 
@@ -188,6 +192,9 @@ pub struct Machine {
     last_sent_at: Duration,
     /// Progress after a retransmission, how often.
     recoveries: u32,
+    /// Sends that were answered in the end, and those before them that were not.
+    rounds: u32,
+    lost_rounds: u32,
     /// ACKs that came again too soon to tell of a gap.
     echoes: u32,
     trip: Trip,
@@ -256,6 +263,8 @@ impl Machine {
             first_sent_at: Duration::ZERO,
             last_sent_at: Duration::ZERO,
             recoveries: 0,
+            rounds: 0,
+            lost_rounds: 0,
             echoes: 0,
             trip: Trip::unknown(),
             counts: Counts::default(),
@@ -287,21 +296,46 @@ impl Machine {
         self.heard && !self.offering
     }
 
+    /// True if all is sent and its last ACK is overdue twice: the client most likely has the
+    /// file, and its last ACK was lost or, as with some ROMs, never sent.
+    #[must_use]
+    pub fn lingers(&self) -> bool {
+        self.all_sent() && self.sends > 2
+    }
+
     /// When [`Machine::on_timer`] is due.
     #[must_use]
     pub fn deadline(&self) -> Duration {
-        // Six sends have to last for a while, so the waits grow fast; a path that has shown
-        // loss has more sends, and is asked again sooner.
-        let growth = if self.recoveries < LOSSY {
-            3_u32.saturating_pow(self.sends.saturating_sub(1))
-        } else {
-            2_u32.saturating_pow(self.sends.saturating_sub(2))
-        };
         // RFC 2349: the time-out that the client chose bounds every wait. It is no lower
         // bound: an early retransmission does no harm, a late one costs a boot its seconds.
         let longest = self.terms.timeout.unwrap_or(MAX_WAIT).min(MAX_WAIT);
-        let wait = self.trip.wait.saturating_mul(growth).min(longest);
+        let wait = self.wait().min(longest);
         (self.last_sent_at + wait).min(self.end_of_patience())
+    }
+
+    /// The wait after the last send.
+    fn wait(&self) -> Duration {
+        let trip = self.trip.wait;
+        let resent = self.sends.saturating_sub(1);
+        if self.recoveries < LOSSY {
+            // Six sends have to last for a while, so the waits grow fast.
+            trip.saturating_mul(3_u32.saturating_pow(resent))
+        } else if resent < self.burst() {
+            trip.saturating_mul(2_u32.saturating_pow(resent.saturating_sub(1)))
+        } else {
+            QUIET
+        }
+    }
+
+    /// How often a block is sent again on a lossy path until loss alone hardly explains the
+    /// silence. Some clients (atftp) answer a repeated block once and then only when their
+    /// own timer fires, which every further copy puts off: those need quiet.
+    fn burst(&self) -> u32 {
+        let lost = f64::from(self.lost_rounds + 1) / f64::from(self.rounds + 10);
+        (2..8)
+            .find(|&resent| lost.powi(resent) < UNLIKELY)
+            .and_then(|resent| u32::try_from(resent).ok())
+            .unwrap_or(8)
     }
 
     /// The first packet.
@@ -315,6 +349,14 @@ impl Machine {
         Step::SendOptionAck
     }
 
+    /// What the last step asked for has been handed to the network.
+    pub fn on_sent(&mut self, now: Duration) {
+        self.last_sent_at = now;
+        if self.sends == 1 {
+            self.first_sent_at = now;
+        }
+    }
+
     /// An ACK came.
     pub fn on_ack(&mut self, block: u16, now: Duration) -> Step {
         if self.offering {
@@ -323,6 +365,8 @@ impl Machine {
             }
             self.progress(now);
             self.offering = false;
+            // One small packet's round trip says nothing of a window's.
+            self.trip.shortest = Duration::MAX;
             return self.fly(now);
         }
         // Block numbers go from 65535 to 0, so only their distance counts; a window is far
@@ -447,6 +491,9 @@ impl Machine {
             }
             self.recoveries = self.recoveries.saturating_add(1);
         }
+        // Long silences tell of the client rather than of the path.
+        self.lost_rounds = self.lost_rounds.saturating_add(self.sends.clamp(1, 3) - 1);
+        self.rounds = self.rounds.saturating_add(1);
         self.heard = true;
         self.sends = 0;
     }

@@ -373,7 +373,7 @@ impl Desk {
 fn datagram(
     socket: &UdpSocket,
     buffer: &mut [u8],
-    control: &mut Vec<u8>,
+    control: &mut [u8],
 ) -> io::Result<(usize, Option<Ends>)> {
     let mut parts = [IoSliceMut::new(buffer)];
     let message = recvmsg::<SockaddrIn>(

@@ -453,7 +453,7 @@ mod tests {
             (b"\0\x01\0octet\0", Malformed::NoName),
             (b"\0\x01name\0octet\0blksize", Malformed::Unterminated),
             (
-                b"\0\x01name\0octet\0blksize\0001468",
+                b"\0\x01name\0octet\0blksize\x001468",
                 Malformed::Unterminated,
             ),
             (b"\0\x04\0", Malformed::Short),

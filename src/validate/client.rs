@@ -57,7 +57,7 @@ pub fn client(
 /// A reserved address may lie anywhere, but within a range it must be a host's, and not
 /// the gateway's.
 fn reserved_address(reader: &mut Reader, client: &Client, ranges: &[Arc<NetworkRange>]) {
-    let Some(address) = client.ip_address else {
+    let Some(address) = client.ip_address.filter(|_| reader.gives("ip_address")) else {
         return;
     };
     let range = ranges.iter().find(|r| r.network.contains(address));

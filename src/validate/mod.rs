@@ -18,6 +18,8 @@ mod image;
 mod range;
 mod reader;
 pub mod rules;
+#[cfg(test)]
+mod tests;
 
 pub use client::client;
 pub use image::image;

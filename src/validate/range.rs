@@ -67,9 +67,18 @@ fn fit(reader: &mut Reader, range: &NetworkRange) {
         if !network.contains(excluded.first) || !network.contains(excluded.last) {
             reader.refuse(&field, format!("{excluded} is not inside {network}"));
         } else if reader.strictness() == Strictness::Strict
+            && reader.gives("exclusions")
             && !range.pools.iter().any(|p| overlap(p, excluded))
         {
             reader.refuse(&field, format!("{excluded} touches no pool"));
+        }
+        if let Some(other) = range
+            .exclusions
+            .iter()
+            .take(i)
+            .find(|o| overlap(o, excluded))
+        {
+            reader.refuse(&field, format!("{excluded} overlaps {other}"));
         }
     }
     if let Some(gateway) = range.gateway

@@ -154,9 +154,7 @@ pub fn domain(value: &Value, strictness: Strictness) -> Result<String, String> {
         label.len() <= 63
             && alnum(label.chars().next())
             && alnum(label.chars().next_back())
-            && label
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
     };
     if name.len() > 253 || !name.split('.').all(label_ok) {
         return Err("must be a DNS domain, as in lab.example".into());

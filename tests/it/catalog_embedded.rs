@@ -162,7 +162,7 @@ async fn a_long_state_dir_has_its_socket_elsewhere() {
         .split_once('&')
         .unwrap()
         .0;
-    std::fs::remove_dir_all(path).unwrap();
+    assert!(!Path::new(path).exists());
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@
 //! - [`net`]: the namespaces; [`product`]: `dls` as a process and its command line;
 //!   [`machine`]: a diskless machine; [`capture`]: what went over the wire
 //! - [`boots`]: every firmware path; [`failures`]: each induced failure by stage and cause;
-//!   [`crashes`]: kill -9 at any moment; [`powercut`]: an ACK outlives the power
+//!   [`live`]: a change holds on the next packet; [`hostile`]: malformed packets at every
+//!   port; [`crashes`]: kill -9 at any moment; [`powercut`]: an ACK outlives the power
 //!
 //! A failed test leaves its logs, capture and console under `target/tmp/lab/NAME`.
 
@@ -19,6 +20,8 @@ mod capture;
 mod clients;
 mod crashes;
 mod failures;
+mod hostile;
+mod live;
 mod machine;
 mod net;
 mod powercut;

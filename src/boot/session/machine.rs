@@ -246,16 +246,8 @@ impl Boot {
     /// The image that its script named.
     #[must_use]
     pub fn image_id(&self) -> Option<Uuid> {
-        self.session
-            .as_ref()
-            .filter(|_| self.booted)
-            .map(|s| s.image_id)
-            .or_else(|| {
-                self.image
-                    .as_ref()
-                    .filter(|_| self.booted)
-                    .map(|(id, _)| *id)
-            })
+        let image = self.image.as_ref().filter(|_| self.booted);
+        image.map(|(id, _)| *id)
     }
 
     /// When the last event was written.

@@ -53,14 +53,12 @@ impl Boot {
             self.times.lease_until = Some(until);
         }
         match event.stage {
-            Stage::Discover => {
-                if self.events == 1 {
-                    self.first = match text("speaker") {
-                        Some("ipxe") => Speaker::Ipxe,
-                        _ => Speaker::Rom,
-                    };
-                    self.first_http = text("arch").is_some_and(|a| a.starts_with("http-"));
-                }
+            Stage::Discover if self.events == 1 => {
+                self.first = match text("speaker") {
+                    Some("ipxe") => Speaker::Ipxe,
+                    _ => Speaker::Rom,
+                };
+                self.first_http = text("arch").is_some_and(|a| a.starts_with("http-"));
             }
             Stage::LoaderOffered => self.loader = text("loader").map(str::to_owned),
             Stage::LoaderRequested => self.loader = text("file").map(str::to_owned),

@@ -49,7 +49,7 @@ impl Boot {
         let (Some(client_id), Some((image_id, _))) = (a.client_id, &self.image) else {
             return;
         };
-        let session = self.session.get_or_insert_with(|| BootSession {
+        let session = self.session.get_or_insert(BootSession {
             id: a.id,
             client_id,
             image_id: *image_id,

@@ -57,9 +57,11 @@ impl Boot {
         } else {
             // The cause only where there is one: a user may press the button at any time.
             let long = at - self.times.progress >= self.rules.timings.transfer;
-            let why = (long || self.trouble.is_some())
-                .then(|| format!(": {}", self.cause()))
-                .unwrap_or_default();
+            let why = if long || self.trouble.is_some() {
+                format!(": {}", self.cause())
+            } else {
+                String::new()
+            };
             End {
                 outcome: AttemptOutcome::Restarted,
                 status: SessionStatus::Error,
@@ -121,7 +123,7 @@ impl Boot {
         if let (Stage::Waiting, Some(why)) = (self.attempt.last_stage, &self.waiting_for) {
             let gone = format!("{}; the machine waited and has gone", causes::unready(why));
             return (
-                times.heard + timings.stall,
+                times.heard + timings.waiting,
                 Verdict::end(End::refused(gone)),
             );
         }

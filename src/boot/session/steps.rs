@@ -61,8 +61,10 @@ impl Boot {
                         since: at,
                     });
                 }
-                if let BootFile::Loader(name) = file {
-                    self.loader = Some(name.clone());
+                match file {
+                    BootFile::Loader(name) => self.loader = Some(name.clone()),
+                    // A loader with a script of its own (GRUB's, say) never asks for ours.
+                    BootFile::Image(..) => self.booted = true,
                 }
                 let detail = json!({"file": file.label(), "door": door.as_str(), "bytes": size});
                 self.reach(at, stage, detail, Row::Always, out);
@@ -131,6 +133,8 @@ impl Boot {
                 self.end(at, end, out);
             }
             Evidence::Released => self.released(at, out),
+            // What came along has been learnt already.
+            Evidence::Located => {}
         }
     }
 
@@ -304,6 +308,7 @@ impl Boot {
             (Life::Loading, _) | (Life::Running(Proof::Inferred), Proof::Reported) => {}
         }
         self.life = Life::Running(proof);
+        self.booted = true;
         self.transfers.clear();
         self.waiting_for = None;
         self.attempt.reason = None;

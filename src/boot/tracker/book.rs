@@ -366,6 +366,9 @@ impl Book {
     }
 }
 
+#[cfg(test)]
+mod tests;
+
 /// A server that was started in the middle of an exchange has missed its DISCOVER.
 const fn opens_if_none(what: &Evidence) -> bool {
     matches!(

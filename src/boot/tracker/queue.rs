@@ -143,3 +143,114 @@ const fn state_key(row: &BootWrite) -> Option<(Uuid, Kind)> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        Attempt, AttemptOutcome, BootEvent, BootSession, MacAddr, SessionStatus, Stage, Timestamp,
+    };
+
+    fn attempt(n: u128, stage: Stage) -> BootWrite {
+        BootWrite::Attempt(Attempt {
+            id: Uuid::from_u128(n),
+            mac: MacAddr([0x52, 0, 0, 0, 0, 1]),
+            smbios_uuid: None,
+            client_id: None,
+            client_name: None,
+            image_name: None,
+            server_id: Uuid::nil(),
+            range_id: None,
+            arch: None,
+            client_ip: None,
+            boot_server_ip: None,
+            started_at: Timestamp::UNIX_EPOCH,
+            ended_at: None,
+            last_stage: stage,
+            outcome: AttemptOutcome::Open,
+            reason: None,
+        })
+    }
+
+    fn session(n: u128, status: SessionStatus) -> BootWrite {
+        BootWrite::Session(BootSession {
+            id: Uuid::from_u128(n),
+            client_id: Uuid::nil(),
+            image_id: Uuid::nil(),
+            started_at: Timestamp::UNIX_EPOCH,
+            ended_at: None,
+            status,
+            boot_time_seconds: None,
+            error_message: None,
+            client_ip: None,
+            boot_server_ip: None,
+        })
+    }
+
+    fn event(n: u128, k: i64) -> BootWrite {
+        BootWrite::Event(BootEvent {
+            session_id: Uuid::from_u128(n),
+            at: Timestamp::UNIX_EPOCH + chrono::TimeDelta::seconds(k),
+            stage: Stage::Offer,
+            detail: serde_json::json!({}),
+        })
+    }
+
+    #[test]
+    fn a_newer_state_takes_the_place_of_the_older() {
+        let mut queue = Queue::new(100);
+        queue.push(attempt(1, Stage::Discover));
+        queue.push(event(1, 1));
+        queue.push(session(1, SessionStatus::Starting));
+        queue.push(attempt(1, Stage::Up));
+        queue.push(session(1, SessionStatus::Running));
+        assert_eq!(queue.take(1), [attempt(1, Stage::Up)], "before its events");
+        // It has gone to the writer: the next state is a row of its own.
+        queue.push(attempt(1, Stage::Bye));
+        assert_eq!(
+            queue.take(10),
+            [
+                event(1, 1),
+                session(1, SessionStatus::Running),
+                attempt(1, Stage::Bye)
+            ]
+        );
+        assert_eq!((queue.len(), queue.dropped()), (0, 0));
+    }
+
+    #[test]
+    fn the_oldest_events_go_first_and_states_stay() {
+        let mut queue = Queue::new(20);
+        queue.push(attempt(1, Stage::Discover));
+        let dropped: u64 = (0..100).map(|k| queue.push(event(1, k))).sum();
+        queue.push(attempt(1, Stage::Up));
+        assert!(dropped > 0 && queue.len() <= 20);
+        assert_eq!(queue.dropped(), dropped);
+        let rows = queue.take(100);
+        assert_eq!(rows.len() as u64 + dropped, 101);
+        assert_eq!(rows.first(), Some(&attempt(1, Stage::Up)));
+        assert_eq!(rows.last(), Some(&event(1, 99)));
+        // Numbers hold after room was made.
+        queue.push(attempt(2, Stage::Discover));
+        queue.push(attempt(2, Stage::Up));
+        assert_eq!(queue.take(9), [attempt(2, Stage::Up)]);
+    }
+
+    #[test]
+    fn too_many_attempts_go_whole() {
+        let mut queue = Queue::new(20);
+        for n in 0..50 {
+            queue.push(attempt(n, Stage::Discover));
+            queue.push(session(n, SessionStatus::Starting));
+        }
+        assert!(queue.len() <= 20);
+        let rows = queue.take(100);
+        for row in &rows {
+            if let BootWrite::Session(s) = row {
+                let its = |r: &BootWrite| matches!(r, BootWrite::Attempt(a) if a.id == s.id);
+                assert!(rows.iter().any(its), "a session without its attempt");
+            }
+        }
+        assert_eq!(rows.last(), Some(&session(49, SessionStatus::Starting)));
+    }
+}

@@ -19,6 +19,9 @@ use crate::catalog::{BootWrite, CatalogError};
 const BATCH: usize = 512;
 /// Between two tries, at first and at last.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// How often a batch may fail for a reason that is not the database's absence before its
+/// rows are tried one by one.
+const FAILURES: u32 = 10;
 /// How long a stopping server goes on trying.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Between two judgements of silence.
@@ -107,7 +110,7 @@ impl Tracker {
     /// Writes a batch, however long the database is away; false if cancelled for too long.
     async fn write(&self, batch: &[BootWrite], cancel: &CancellationToken) -> bool {
         let mut pause = RETRY.0;
-        let mut told = false;
+        let (mut told, mut failures) = (false, 0);
         loop {
             match self.shared.catalog.write_boots(batch).await {
                 Ok(()) => {
@@ -122,6 +125,11 @@ impl Tracker {
                         warn!(%cause, "rows of boots wait for the database");
                         told = true;
                     }
+                }
+                Err(cause @ CatalogError::Other(_)) if failures < FAILURES => {
+                    self.shared.metrics.write_failed();
+                    failures += 1;
+                    debug!(%cause, failures, "a batch of boot rows failed");
                 }
                 Err(cause) => {
                     debug!(%cause, "a batch of boot rows was refused; trying row by row");

@@ -179,7 +179,9 @@ impl Embedded {
     /// # Errors
     /// When it does not stop.
     pub async fn stop(mut self) -> Result<(), EmbeddedError> {
-        self.postmaster.stop(&self.place).await
+        self.postmaster.stop(&self.place).await?;
+        self.place.leave();
+        Ok(())
     }
 
     /// URL and bin directory of the cluster under `state_dir` without starting it, for

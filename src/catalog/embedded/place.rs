@@ -182,6 +182,13 @@ impl Place {
         }
     }
 
+    /// Leaves nothing behind in /run or /tmp. It does not matter if it can't be removed.
+    pub(super) fn leave(&self) {
+        if !self.sockets.starts_with(&self.home) {
+            let _ = fs::remove_dir(&self.sockets);
+        }
+    }
+
     /// Renames one of the cluster's directories.
     pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), EmbeddedError> {
         let from = self.home.join(from);

@@ -13,7 +13,7 @@ use crate::model::{MacAddr, NetworkRange, Pool, Timestamp};
 const MOST: u64 = 1 << 24;
 /// How long what was passed over is left alone, so that a full pool costs one walk in a while,
 /// not one a packet.
-const PARKED_FOR: chrono::TimeDelta = chrono::TimeDelta::milliseconds(50);
+const PARKED_FOR: chrono::TimeDelta = chrono::TimeDelta::milliseconds(100);
 
 /// Where an address is filed. The times are by which it is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,8 +24,8 @@ pub(super) enum Place {
     Released(Timestamp),
     /// Leased or kept out until then.
     Ending(Timestamp),
-    /// Offered until then.
-    Held(Timestamp),
+    /// Offered.
+    Held,
     /// Leased or kept out for ever.
     Kept,
     /// It would be to be had but for its reservation, or for a session that lives.
@@ -52,7 +52,7 @@ pub(super) struct Index {
     free: Bits,
     released: BTreeSet<(Timestamp, u32)>,
     ending: BTreeSet<(Timestamp, u32)>,
-    held: BTreeSet<(Timestamp, u32)>,
+    held: usize,
     parked: BTreeSet<u32>,
     parked_at: Option<Timestamp>,
     /// Every address that is not free.
@@ -67,10 +67,6 @@ impl Index {
         let size = spans
             .last()
             .map_or(0, |s| s.offset + (s.last - s.first) as usize + 1);
-        let mut free = Bits::new(size);
-        for position in 0..size {
-            free.insert(position);
-        }
         Self {
             network: range.network,
             pools: range.pools.clone(),
@@ -78,10 +74,10 @@ impl Index {
             gateway: range.gateway,
             spans,
             size,
-            free,
+            free: Bits::full(size),
             released: BTreeSet::new(),
             ending: BTreeSet::new(),
-            held: BTreeSet::new(),
+            held: 0,
             parked: BTreeSet::new(),
             parked_at: None,
             filed: HashMap::new(),
@@ -122,7 +118,7 @@ impl Index {
             None | Some(Place::Free) => self.free.remove(position),
             Some(Place::Released(at)) => drop(self.released.remove(&(at, number))),
             Some(Place::Ending(at)) => drop(self.ending.remove(&(at, number))),
-            Some(Place::Held(at)) => drop(self.held.remove(&(at, number))),
+            Some(Place::Held) => self.held -= 1,
             Some(Place::Parked) => drop(self.parked.remove(&number)),
             Some(Place::Kept) => {}
         }
@@ -130,7 +126,7 @@ impl Index {
             Place::Free => self.free.insert(position),
             Place::Released(at) => drop(self.released.insert((at, number))),
             Place::Ending(at) => drop(self.ending.insert((at, number))),
-            Place::Held(at) => drop(self.held.insert((at, number))),
+            Place::Held => self.held += 1,
             Place::Parked => drop(self.parked.insert(number)),
             Place::Kept => {}
         }
@@ -158,14 +154,8 @@ impl Index {
         (*at <= now).then(|| Ipv4Addr::from(*address))
     }
 
-    /// An offer that has run out.
-    pub(super) fn stale_offer(&self, now: Timestamp) -> Option<Ipv4Addr> {
-        let (at, address) = self.held.first()?;
-        (*at <= now).then(|| Ipv4Addr::from(*address))
-    }
-
     /// What was passed over, if it is time to look at it again.
-    pub(super) fn unpark(&mut self, now: Timestamp) -> Vec<Ipv4Addr> {
+    pub(super) fn parked(&mut self, now: Timestamp) -> Vec<Ipv4Addr> {
         // A clock that was set back must not park them for long.
         let waiting = self
             .parked_at
@@ -189,7 +179,7 @@ impl Index {
 
     /// How many addresses are held.
     pub(super) fn holds(&self) -> usize {
-        self.held.len()
+        self.held
     }
 
     /// Free addresses from where the last call stopped, `most` of them at the most, each once.

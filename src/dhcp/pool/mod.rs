@@ -36,6 +36,8 @@ pub struct Book {
     lease_of: HashMap<(Uuid, MacAddr), Ipv4Addr>,
     offers: HashMap<Ipv4Addr, Offer>,
     offer_of: HashMap<(Uuid, MacAddr), Ipv4Addr>,
+    /// The offers by their end.
+    offer_ends: BTreeSet<(Timestamp, Ipv4Addr)>,
     declined_by: HashMap<MacAddr, BTreeSet<Ipv4Addr>>,
     strangers: HashMap<Ipv4Addr, Timestamp>,
     probed: HashMap<Ipv4Addr, Timestamp>,
@@ -157,6 +159,7 @@ impl Book {
             until,
         };
         self.offers.insert(address, offer);
+        self.offer_ends.insert((until, address));
         self.offer_of.insert((range_id, mac), address);
         self.refile(address);
         true
@@ -165,7 +168,9 @@ impl Book {
     /// Drops what was held for a machine (it took another server's offer).
     pub fn unhold(&mut self, range_id: Uuid, mac: MacAddr) {
         if let Some(address) = self.offer_of.remove(&(range_id, mac)) {
-            self.offers.remove(&address);
+            if let Some(offer) = self.offers.remove(&address) {
+                self.offer_ends.remove(&(offer.until, address));
+            }
             self.refile(address);
         }
     }
@@ -362,9 +367,10 @@ impl Book {
     fn pick(&mut self, range_id: Uuid, asker: &Asker<'_>, now: Timestamp) -> Option<Ipv4Addr> {
         for round in 0..2 {
             if round == 1 {
-                let index = self.indexes.get_mut(&range_id)?;
-                for address in index.unpark(now) {
-                    self.refile(address);
+                for address in self.indexes.get_mut(&range_id)?.parked(now) {
+                    if !(asker.is_reserved)(address) && !self.is_taken(address, asker, now) {
+                        self.refile(address);
+                    }
                 }
             }
             loop {
@@ -374,7 +380,10 @@ impl Book {
                     .or_else(|| index.oldest_released())
                     .or_else(|| index.oldest_run_out(now));
                 let Some(address) = next else { break };
-                if (asker.is_reserved)(address) || self.is_taken(address, asker, now) {
+                if self.strangers.get(&address).is_some_and(|t| *t <= now) {
+                    self.strangers.remove(&address);
+                    self.refile(address);
+                } else if (asker.is_reserved)(address) || self.is_taken(address, asker, now) {
                     self.indexes
                         .get_mut(&range_id)?
                         .file(address, Place::Parked);
@@ -388,7 +397,7 @@ impl Book {
 
     // ---- filing ----
 
-    /// Sees to it that the range's index stands and holds no offer that has run out.
+    /// Sees to it that the range's index stands and that no offer is held beyond its end.
     fn prepare(&mut self, range: &NetworkRange, now: Timestamp) {
         if !self.indexes.get(&range.id).is_some_and(|i| i.is_of(range)) {
             // Networks never overlap: one that does is gone or was changed.
@@ -400,13 +409,15 @@ impl Book {
             }
             self.indexes.insert(range.id, index);
         }
-        while let Some(address) = self.indexes.get(&range.id).and_then(|i| i.stale_offer(now)) {
-            match self.offers.get(&address).copied() {
-                Some(offer) => self.unhold(offer.range_id, offer.mac),
-                None => self.refile(address),
+        while let Some((until, address)) = self.offer_ends.first().copied() {
+            if now < until {
+                break;
+            }
+            self.offer_ends.remove(&(until, address));
+            if let Some(offer) = self.offers.get(&address).copied() {
+                self.unhold(offer.range_id, offer.mac);
             }
         }
-        self.strangers.retain(|_, until| now < *until);
     }
 
     /// Drops the record of an address with what points to it.
@@ -437,8 +448,8 @@ impl Book {
         if let Some(until) = self.strangers.get(&address) {
             return Place::Ending(*until);
         }
-        if let Some(offer) = self.offers.get(&address) {
-            return Place::Held(offer.until);
+        if self.offers.contains_key(&address) {
+            return Place::Held;
         }
         match self.leases.get(&address) {
             None => Place::Free,

@@ -226,6 +226,9 @@ async fn no_token_is_ever_logged() {
         .with_max_level(tracing::Level::TRACE)
         .with_writer(move || writer.clone())
         .finish();
+    // With one subscriber alone, tracing asks the thread that comes first to a line of code
+    // whether it is wanted, and keeps the answer: other tests' threads have none and say no.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let _guard = tracing::subscriber::set_default(subscriber);
     let site = Site::start().await;
     let boot = site.power_on(1, HERE);

@@ -141,7 +141,7 @@ impl Site {
             },
         );
         let metrics = HttpMetrics::default();
-        let mut registry = Registry::default();
+        let mut registry = Registry::with_prefix("dls");
         metrics.register(&mut registry);
         let cancel = CancellationToken::new();
         let serving = tokio::spawn(server.run(files.clone(), metrics, limits, cancel.clone()));

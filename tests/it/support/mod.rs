@@ -27,7 +27,7 @@ use sqlx::{AssertSqlSafe, Executor};
 use uuid::Uuid;
 
 /// A directory for a test that an unprivileged PostgreSQL can live in; gone afterwards.
-pub fn state_dir() -> tempfile::TempDir {
+pub(crate) fn state_dir() -> tempfile::TempDir {
     tempfile::Builder::new()
         .prefix("dls-it-")
         .tempdir()
@@ -36,14 +36,19 @@ pub fn state_dir() -> tempfile::TempDir {
 
 /// Ends a postmaster when this process ends, even by SIGKILL: a shell waits for our end of a
 /// pipe to close. `remove`: a directory to delete after that.
-pub fn die_with_us(pid: u32, remove: Option<&Path>) {
+pub(crate) fn die_with_us(pid: u32, remove: Option<&Path>) {
     use std::os::unix::process::CommandExt;
 
-    let script = r#"cat >/dev/null; kill -INT "$1" 2>/dev/null
-        i=0; while kill -0 "$1" 2>/dev/null && [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); done
-        [ -n "$2" ] && rm -rf "$2""#;
+    // By then the number may be another process's: ours works in its data directory.
+    let at = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+    let script = r#"cat >/dev/null
+        ours() { [ "$(readlink /proc/"$1"/cwd)" = "$2" ]; }
+        ours "$1" "$2" && kill -INT "$1"
+        i=0; while ours "$1" "$2" && [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); done
+        [ -n "$3" ] && rm -rf "$3""#;
     let watch = Command::new("sh")
         .args(["-c", script, "sh", &pid.to_string()])
+        .arg(at)
         .arg(remove.unwrap_or_else(|| Path::new("")))
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -89,7 +94,7 @@ fn shared() -> &'static Shared {
 }
 
 /// Opens a catalog as a server.
-pub async fn open(url: &str, server_id: Uuid) -> Catalog {
+pub(crate) async fn open(url: &str, server_id: Uuid) -> Catalog {
     let options = CatalogOptions {
         url: url.to_owned(),
         min_connections: 2,
@@ -103,21 +108,21 @@ pub async fn open(url: &str, server_id: Uuid) -> Catalog {
 }
 
 /// A database of a test's own.
-pub struct TestDb {
+pub(crate) struct TestDb {
     /// Its URL.
-    pub url: String,
+    pub(crate) url: String,
     /// For SQL as a person would type it in psql.
-    pub pool: PgPool,
+    pub(crate) pool: PgPool,
 }
 
 impl TestDb {
     /// A database with the whole schema.
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::make("TEMPLATE dls").await
     }
 
     /// A database with nothing in it.
-    pub async fn empty() -> Self {
+    pub(crate) async fn empty() -> Self {
         Self::make("TEMPLATE template0").await
     }
 
@@ -147,17 +152,17 @@ impl TestDb {
     }
 
     /// A catalog on it, as some server.
-    pub async fn catalog(&self) -> Catalog {
+    pub(crate) async fn catalog(&self) -> Catalog {
         self.catalog_of(Uuid::new_v4()).await
     }
 
     /// A catalog on it, as a given server.
-    pub async fn catalog_of(&self, server_id: Uuid) -> Catalog {
+    pub(crate) async fn catalog_of(&self, server_id: Uuid) -> Catalog {
         open(&self.url, server_id).await
     }
 
     /// Runs SQL; several statements are fine.
-    pub async fn sql(&self, sql: &str) -> Result<(), sqlx::Error> {
+    pub(crate) async fn sql(&self, sql: &str) -> Result<(), sqlx::Error> {
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
             .execute(&self.pool)
             .await
@@ -165,7 +170,7 @@ impl TestDb {
     }
 
     /// Runs SQL that must be refused; says by which constraint or with which code.
-    pub async fn refused(&self, sql: &str) -> String {
+    pub(crate) async fn refused(&self, sql: &str) -> String {
         let error = self.sql(sql).await.expect_err(sql);
         let db = error
             .as_database_error()
@@ -176,7 +181,7 @@ impl TestDb {
     }
 
     /// One value as text.
-    pub async fn text(&self, sql: &str) -> Option<String> {
+    pub(crate) async fn text(&self, sql: &str) -> Option<String> {
         sqlx::query_scalar::<_, Option<String>>(AssertSqlSafe(format!("SELECT ({sql})::text")))
             .fetch_one(&self.pool)
             .await
@@ -185,18 +190,18 @@ impl TestDb {
 }
 
 /// Now, as PostgreSQL keeps it.
-pub fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     Timestamp::from_timestamp_micros(Clock::system().now().timestamp_micros()).unwrap()
 }
 
 /// A MAC by number.
-pub fn mac(n: u32) -> MacAddr {
+pub(crate) fn mac(n: u32) -> MacAddr {
     let [a, b, c, d] = n.to_be_bytes();
     MacAddr([0x52, 0x54, a, b, c, d])
 }
 
 /// A client by number.
-pub fn client(n: u32) -> Client {
+pub(crate) fn client(n: u32) -> Client {
     Client {
         id: Uuid::new_v4(),
         mac_address: mac(n),
@@ -219,7 +224,7 @@ pub fn client(n: u32) -> Client {
 }
 
 /// A kernel image.
-pub fn image(name: &str) -> Image {
+pub(crate) fn image(name: &str) -> Image {
     let id = Uuid::new_v4();
     let file = |role: FileRole, position: i32| ImageFile {
         role,
@@ -254,7 +259,7 @@ pub fn image(name: &str) -> Image {
 }
 
 /// `10.N.0.0/24` with a pool .100-.199.
-pub fn range(n: u8) -> NetworkRange {
+pub(crate) fn range(n: u8) -> NetworkRange {
     NetworkRange {
         id: Uuid::new_v4(),
         name: format!("lab{n}"),
@@ -281,7 +286,7 @@ pub fn range(n: u8) -> NetworkRange {
 }
 
 /// An active lease of ten minutes from now.
-pub fn lease(range: &NetworkRange, last: u8, of: MacAddr) -> Lease {
+pub(crate) fn lease(range: &NetworkRange, last: u8, of: MacAddr) -> Lease {
     let [a, b, c, _] = range.network.network().octets();
     Lease {
         address: Ipv4Addr::new(a, b, c, last),
@@ -297,7 +302,7 @@ pub fn lease(range: &NetworkRange, last: u8, of: MacAddr) -> Lease {
 }
 
 /// An open attempt.
-pub fn attempt(of: &Client, server_id: Uuid) -> Attempt {
+pub(crate) fn attempt(of: &Client, server_id: Uuid) -> Attempt {
     Attempt {
         id: Uuid::now_v7(),
         mac: of.mac_address,
@@ -319,7 +324,7 @@ pub fn attempt(of: &Client, server_id: Uuid) -> Attempt {
 }
 
 /// The session of an attempt.
-pub fn session(of: &Attempt, image_id: Uuid) -> BootSession {
+pub(crate) fn session(of: &Attempt, image_id: Uuid) -> BootSession {
     BootSession {
         id: of.id,
         client_id: of.client_id.unwrap(),

@@ -69,7 +69,7 @@ async fn with_every_client(
             "atftp",
             vec![
                 "--option",
-                "blksize 8",
+                "blksize 100",
                 "--option",
                 "windowsize 64",
                 "--option",
@@ -125,15 +125,18 @@ async fn every_client_gets_every_size() {
         let all = noise(size, size as u64);
         let server = serve(&[("file", memory(&all))]);
         with_every_client(&server, "file", |what, got| {
-            // curl writes no file where nothing came.
-            let got = got.or_else(|| (size == 0 && what.starts_with("curl")).then(Vec::new));
+            // curl takes the truth about an empty file, tsize 0, for an error.
+            if size == 0 && what.starts_with("curl") {
+                return;
+            }
             assert!(got.as_deref() == Some(&all), "{what}, {size} bytes");
         })
         .await;
-        server.wait_for(Ending::Complete, 9).await;
+        let complete = if size == 0 { 7 } else { 9 };
+        server.wait_for(Ending::Complete, complete).await;
         let told = server.told("file");
-        assert_eq!(told.len(), 18, "{told:?}");
-        assert!(told.iter().step_by(2).all(|p| *p == Progress::Started));
+        let sent = told.iter().filter(|p| matches!(p, Progress::Sent { .. }));
+        assert_eq!(sent.count() as u64, complete, "{told:?}");
     }
 }
 

@@ -2,8 +2,9 @@
 //! arrives, DATA and ACKs alike.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use dls::clock::Clock;
 use nix::sched::{CloneFlags, setns};
 
 use super::{memory, noise, serve};
@@ -18,9 +19,11 @@ impl Namespace {
         must("ip", &["netns", "add", &name]);
         let namespace = Self(name);
         namespace.must("ip", &["link", "set", "lo", "up"]);
+        // atftp takes a second OACK for an error, so the ACK of the first must not be lost.
+        let spared = "@th,64,32 0x00040000 accept;";
         let rules = format!(
             "table inet loss {{ chain input {{ type filter hook input priority 0; \
-             meta l4proto udp numgen random mod 100 < {percent} drop; }} }}"
+             {spared} meta l4proto udp numgen random mod 100 < {percent} drop; }}\n}}\n"
         );
         namespace.must("nft", &[&rules]);
         namespace
@@ -62,17 +65,18 @@ fn must(program: &str, args: &[&str]) {
     assert!(out.status.success(), "{program} {args:?}: {text}");
 }
 
-/// Fetches 1 MiB with atftp, blksize 1428; gives the seconds it took.
-fn fetch(percent: u32, window: &str, limit: u64) {
+/// Fetches 1 MiB at blksize 1428 with a ready-made client.
+fn fetch(percent: u32, program: &str, options: &[&str], limit: u64) {
     let namespace = Namespace::new(percent);
     let all = noise(1 << 20, u64::from(percent));
     let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::system();
     let (took, resent) = namespace.inside(async || {
         let server = serve(&[("f", memory(&all))]);
-        let began = Instant::now();
+        let began = clock.instant();
         let port = server.address.port().to_string();
-        let child = tokio::process::Command::new("atftp")
-            .args(["--option", "blksize 1428", "--option", window, "--get"])
+        let child = tokio::process::Command::new(program)
+            .args(options)
             .args(["-r", "f", "-l", "out", "127.0.0.1", &port])
             .current_dir(folder.path())
             .kill_on_drop(true)
@@ -81,26 +85,37 @@ fn fetch(percent: u32, window: &str, limit: u64) {
         let done = done.expect("not done in time").unwrap();
         let words = String::from_utf8_lossy(&done.stderr).into_owned();
         assert!(done.status.success(), "{words}");
-        (began.elapsed(), server.metrics.blocks_resent.get())
+        let took = clock.instant().saturating_duration_since(began);
+        (took, server.metrics.blocks_resent.get())
     });
     assert!(std::fs::read(folder.path().join("out")).unwrap() == all);
-    eprintln!("{percent} % each way, {window}: {took:.1?}, {resent} blocks resent");
+    eprintln!("{percent} % each way, {program} {options:?}: {took:.1?}, {resent} blocks resent");
 }
 
 /// Scoreboard: 1 MiB at 5 % loss each way, blksize 1428, lock-step: done within 15 s.
+///
+/// Not with atftp: it answers a repeated block only once, so that every ACK that is lost
+/// twice costs five seconds of its own timer, whatever the server does.
 #[test]
 fn five_percent_each_way_lock_step() {
-    fetch(5, "windowsize 1", 15);
+    fetch(5, "busybox", &["tftp", "-b", "1428", "-g"], 15);
 }
 
 /// The same in windows.
 #[test]
 fn five_percent_each_way_windows() {
-    fetch(5, "windowsize 8", 15);
+    let options = [
+        "--option",
+        "blksize 1428",
+        "--option",
+        "windowsize 8",
+        "--get",
+    ];
+    fetch(5, "atftp", &options, 15);
 }
 
 /// Scoreboard: 20 % each way, within 90 s.
 #[test]
 fn twenty_percent_each_way() {
-    fetch(20, "windowsize 4", 90);
+    fetch(20, "busybox", &["tftp", "-b", "1428", "-g"], 90);
 }
