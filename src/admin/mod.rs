@@ -36,7 +36,6 @@ pub use server::AdminServer;
 use crate::boot::tracker::Tracker;
 use crate::cache::Cache;
 use crate::catalog::Catalog;
-use crate::clock::Clock;
 use crate::storage::Directory;
 use crate::validate::Strictness;
 
@@ -51,8 +50,6 @@ pub struct Handles {
     pub tracker: Tracker,
     /// Where uploads go.
     pub storage: Directory,
-    /// For `created_at`.
-    pub clock: Clock,
     /// Who knows it is let in.
     pub token: auth::Token,
     /// What `/metrics` shows.

@@ -187,7 +187,6 @@ async fn operate(
         cache: cache.clone(),
         tracker: tracker.clone(),
         storage,
-        clock: clock.clone(),
         token: admin::auth::token_file(&config.state_dir)?,
         registry: Arc::new(registry),
         metrics: admin_metrics,

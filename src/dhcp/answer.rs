@@ -85,8 +85,9 @@ impl Core {
         self.gates().in_flight.remove(&mac);
         match verdict {
             Verdict::Stored => self.answer(&case, &snapshot, reply, now),
-            // A machine whose session lives keeps its address, whatever a row says.
-            Verdict::Taken if self.tracker.is_live(mac) => {
+            // A machine whose session lives keeps the address that it has, whatever a row says;
+            // one that is only about to take an offer (it names the server) may be told no.
+            Verdict::Taken if case.request.server_id.is_none() && self.tracker.is_live(mac) => {
                 self.drop_case(&case, Dropped::TakenElsewhere);
             }
             Verdict::Taken => {

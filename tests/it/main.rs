@@ -13,6 +13,8 @@ mod catalog_nouns;
 mod catalog_schema;
 mod config;
 mod dhcp;
+mod dhcp_wire;
+mod fuzz_corpus;
 mod http;
 mod phone_home;
 mod storage;

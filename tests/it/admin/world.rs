@@ -73,7 +73,6 @@ impl World {
             cache: cache.clone(),
             tracker: tracker.clone(),
             storage,
-            clock: clock.clone(),
             token: token.clone(),
             registry: Arc::new(registry),
             metrics,

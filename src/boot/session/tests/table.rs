@@ -69,9 +69,8 @@ fn the_whole_transition_table() {
                 "loader sent" => (Some(Stage::LoaderSent), Open),
                 "up" | "beat" => (Some(Stage::Up), Open),
                 "bye" => (Some(Stage::Bye), Completed),
-                "discover rom" | "broken" | "refused" | "fatal" | "foreign" | "released" => {
-                    (None, Open)
-                }
+                "discover rom" | "broken" | "refused" | "fatal" | "foreign" | "released"
+                | "located" => (None, Open),
                 other => panic!("{other} is not in the table"),
             };
             let want = to.map_or(stage, |to| to.max(stage));
