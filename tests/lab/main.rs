@@ -17,7 +17,6 @@
 
 mod boots;
 mod capture;
-mod clients;
 mod crashes;
 mod failures;
 mod hostile;

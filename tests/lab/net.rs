@@ -174,7 +174,7 @@ impl Lab {
     /// (`input`) or going out (`output`).
     pub(crate) fn firewall(&self, hook: &str, rule: &str) {
         let table = format!(
-            "table inet lab {{ chain {hook} {{ type filter hook {hook} priority 0; {rule} }} }}"
+            "table inet lab {{\n chain {hook} {{\n type filter hook {hook} priority 0; policy accept;\n {rule}\n }}\n}}\n"
         );
         let file = self.path().join("rules.nft");
         fs::write(&file, table).expect("rules.nft");

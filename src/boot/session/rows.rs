@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::machine::{Boot, ImageReport};
+use super::machine::{Boot, ImageReport, TroubleKind};
 use crate::model::{Attempt, BootEvent, BootSession, SessionStatus, Stage, Timestamp};
 
 /// What is to be written down, in this order. Says nothing about where.
@@ -85,7 +85,10 @@ impl Boot {
         if stage > last || leaves_waiting {
             self.attempt.last_stage = stage;
             self.times.progress = self.times.progress.max(at);
-            self.trouble = None;
+            // An address alone does not bring the loader that was refused.
+            let is_address = matches!(stage, Stage::Offer | Stage::Lease | Stage::LoaderLease);
+            self.trouble
+                .take_if(|t| !(is_address && t.kind == TroubleKind::Fatal));
         }
         self.note(at, stage, detail, row, out);
     }

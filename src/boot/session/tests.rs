@@ -300,6 +300,28 @@ fn a_missing_loader_is_an_error_by_its_own_words() {
 }
 
 #[test]
+fn a_missing_loader_stays_the_cause_when_the_machine_takes_its_address() {
+    // An iPXE in a ROM, told to load ours first, which is not there.
+    let life = [
+        Evidence::Discover(Speaker::Ipxe),
+        Evidence::Refused {
+            reason: "loader_missing",
+            sentence: "put undionly.kpxe into /l".to_owned(),
+            fatal: true,
+        },
+        Evidence::Acknowledged {
+            speaker: Speaker::Ipxe,
+            address: Some(std::net::Ipv4Addr::new(10, 77, 0, 50)),
+            loader: None,
+        },
+    ];
+    let (mut boot, mut rows) = boot_of(life, PhoneHome::Auto);
+    rows.write(boot.tick(at(64)));
+    let reason = boot.attempt().reason.clone().unwrap_or_default();
+    assert!(reason.ends_with("put undionly.kpxe into /l"), "{reason}");
+}
+
+#[test]
 fn a_broken_kernel_transfer_may_be_tried_again() {
     let (mut boot, mut rows) = boot_to(9, PhoneHome::Auto);
     let broken = |second| {
