@@ -11,11 +11,11 @@ use super::decide::{Boot, BootRefusal, Destination, NakReason, Port, Reply, Repl
 use super::facts::{Case, speaker};
 use super::flow::{Core, OFFER_SECONDS};
 use super::metrics::Dropped;
-use super::wire::{self, Frame};
+use super::wire::{self, Frame, RequestKind};
 use crate::boot::session::{Context, Evidence, Observation};
 use crate::boot::token::boot_url;
 use crate::cache::Snapshot;
-use crate::model::{Lease, LeaseState, Timestamp};
+use crate::model::{Lease, LeaseState, RangeMode, Timestamp};
 
 /// A lease under way, and the answer that hangs on it.
 #[derive(Debug)]
@@ -85,8 +85,9 @@ impl Core {
         self.gates().in_flight.remove(&mac);
         match verdict {
             Verdict::Stored => self.answer(&case, &snapshot, reply, now),
-            // A machine whose session lives keeps its address, whatever a row says.
-            Verdict::Taken if self.tracker.is_live(mac) => {
+            // A machine whose session lives keeps the address that it has, whatever a row says;
+            // one that is only about to take an offer (it names the server) may be told no.
+            Verdict::Taken if case.request.server_id.is_none() && self.tracker.is_live(mac) => {
                 self.drop_case(&case, Dropped::TakenElsewhere);
             }
             Verdict::Taken => {
@@ -258,11 +259,27 @@ impl Core {
                 range_id: case.range.as_ref().map(|range| range.id),
                 client: client.map(|client| (client.id, client.hostname.clone())),
                 image: image.map(|image| (image.id, image.name.clone())),
-                client_ip: leased.map(|leased| leased.address),
+                client_ip: leased
+                    .map(|leased| leased.address)
+                    .or_else(|| elsewhere(case)),
                 server_ip: Some(case.server_ip),
                 phone_home: image.map(|image| image.phone_home),
                 lease_until: leased.and_then(|leased| leased.until),
             },
         })
     }
+}
+
+/// The address that a machine has from another server: it names it in its own REQUEST, and
+/// asks our boot server from it.
+fn elsewhere(case: &Case) -> Option<Ipv4Addr> {
+    let request = &case.request;
+    let proxy = case
+        .range
+        .as_ref()
+        .is_some_and(|range| range.mode == RangeMode::Proxy);
+    let asked = request
+        .requested
+        .filter(|_| request.kind == RequestKind::Request);
+    request.ciaddr.or(asked).filter(|_| proxy)
 }

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -55,6 +56,8 @@ pub(super) struct Core {
     pub(super) registrar: Registrar,
     pub(super) book: Arc<Mutex<Book>>,
     pub(super) operations: mpsc::Sender<Operation<Box<Ticket>>>,
+    /// The committer's queue was full: the book may not be what the catalog says.
+    pub(super) behind: AtomicBool,
     /// Every address of this server, on whichever interface.
     pub(super) ours: ArcSwap<HashSet<Ipv4Addr>>,
     pub(super) http_port: u16,
@@ -209,6 +212,10 @@ impl Core {
             Silence::OtherServer => {
                 if let Some(range) = &case.range {
                     self.book().unhold(range.id, mac);
+                    // Beside another server this is where we learn the machine's address.
+                    if range.mode == RangeMode::Proxy && case.is_boot() {
+                        self.note(case, snapshot, now, Evidence::Located, None);
+                    }
                 }
             }
             Silence::NothingToBoot => {
@@ -372,10 +379,18 @@ impl Core {
         }));
     }
 
+    /// Hands an operation to the committer. Where too many wait already it is left out, and
+    /// all leases are read again once there is room: see [`Core::catch_up`].
     pub(super) fn enqueue(&self, operation: Operation<Box<Ticket>>) {
-        if self.operations.try_send(operation).is_err() {
-            // The book has it; the row follows when all is read and written anew.
-            tracing::warn!("too much waits for the database: a lease's end was not stored");
+        if self.operations.try_send(operation).is_err() && !self.behind.swap(true, Relaxed) {
+            tracing::warn!("too much waits for the database; leases are read again when it is done");
+        }
+    }
+
+    /// Makes good what [`Core::enqueue`] left out; called each second.
+    pub(super) fn catch_up(&self) {
+        if self.behind.swap(false, Relaxed) {
+            self.enqueue(Operation::RereadAll);
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -124,6 +125,7 @@ impl DhcpServer {
             registrar,
             book: book.clone(),
             operations,
+            behind: AtomicBool::new(false),
             ours: ArcSwap::default(),
             http_port: options.http_port,
             default_image: options.default_image.clone(),
@@ -235,7 +237,10 @@ impl DhcpServer {
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
-                () = tokio::time::sleep(LOOK) => following.look(),
+                () = tokio::time::sleep(LOOK) => {
+                    following.look();
+                    self.core.catch_up();
+                }
             }
         }
         // First no more packets, then what is under way, then the committer's last batch.

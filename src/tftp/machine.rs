@@ -296,6 +296,13 @@ impl Machine {
         self.heard && !self.offering
     }
 
+    /// True if all is sent and its last ACK is overdue twice: the client most likely has the
+    /// file, and its last ACK was lost or, as with some ROMs, never sent.
+    #[must_use]
+    pub fn lingers(&self) -> bool {
+        self.all_sent() && self.sends > 2
+    }
+
     /// When [`Machine::on_timer`] is due.
     #[must_use]
     pub fn deadline(&self) -> Duration {

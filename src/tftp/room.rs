@@ -58,9 +58,10 @@ impl Body {
 pub enum Progress {
     /// The client wants it: it has acknowledged the options or the first block.
     Started,
-    /// It has the whole file.
+    /// It has the whole file, as far as can be known: see
+    /// [`super::machine::Outcome::Unconfirmed`].
     Sent {
-        /// From its request to its last ACK.
+        /// From its request to its last ACK, or to the last packet if that ACK is missing.
         seconds: f64,
     },
     /// It broke off.

@@ -70,6 +70,7 @@ pub(super) struct Transfer {
     /// The kernel cuts a row of packets into datagrams.
     segments: bool,
     told_started: bool,
+    told_sent: bool,
     alive_at: Duration,
     strangers: u32,
 }
@@ -122,6 +123,7 @@ impl Transfer {
             asked_at,
             segments,
             told_started: false,
+            told_sent: false,
             alive_at: Duration::ZERO,
             strangers: 0,
         })
@@ -153,9 +155,10 @@ impl Transfer {
         );
         match ending {
             Ending::Probe => {}
-            Ending::Complete => self.tell(Progress::Sent {
-                seconds: took.as_secs_f64(),
-            }),
+            // Whoever has not acknowledged the very end most likely has it nevertheless: a
+            // boot that goes on must not be told as a broken transfer.
+            Ending::Complete | Ending::Unconfirmed => self.tell_sent(took),
+            _ if self.told_sent => {}
             _ => {
                 self.tell_started();
                 self.tell(Progress::Broken {
@@ -194,7 +197,13 @@ impl Transfer {
                     if let Err(e) = self.send_row(first, count).await {
                         return (Ending::SendFailed, format!("can't send: {e}"));
                     }
-                    self.machine.on_sent(self.elapsed());
+                    let now = self.elapsed();
+                    self.machine.on_sent(now);
+                    if self.machine.lingers() {
+                        // The machine may be running what it got by now: don't keep the
+                        // tracker waiting for an ACK that will not come.
+                        self.tell_sent(now);
+                    }
                 }
                 Step::End(outcome) => return named(outcome),
             }
@@ -330,6 +339,14 @@ impl Transfer {
     fn tell_started(&mut self) {
         if !std::mem::replace(&mut self.told_started, true) {
             self.tell(Progress::Started);
+        }
+    }
+
+    fn tell_sent(&mut self, took: Duration) {
+        if !std::mem::replace(&mut self.told_sent, true) {
+            self.tell(Progress::Sent {
+                seconds: took.as_secs_f64(),
+            });
         }
     }
 

@@ -1,11 +1,7 @@
-//! Ring 2: the whole product or large parts of it, against a real PostgreSQL of our own, real
-//! clients and real sockets. `support` holds what the tests of the catalog share.
 //! Ring 2: the whole product or large parts of it, against the real PostgreSQL, real
 //! clients and real sockets. `support` holds what the tests share.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test fails by panicking, its helpers too"
-)]
+
+#![expect(clippy::unwrap_used, reason = "a helper of a test may end the test")]
 
 mod admin;
 mod catalog_boots;
@@ -17,6 +13,8 @@ mod catalog_nouns;
 mod catalog_schema;
 mod config;
 mod dhcp;
+mod dhcp_wire;
+mod fuzz_corpus;
 mod http;
 mod phone_home;
 mod storage;

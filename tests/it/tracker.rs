@@ -286,7 +286,7 @@ async fn strangers_leave_an_attempt_and_are_capped() {
             .unwrap(),
         "6|1"
     );
-    let mut metrics = prometheus_client::registry::Registry::default();
+    let mut metrics = prometheus_client::registry::Registry::with_prefix("dls");
     bench.tracker.metrics().register(&mut metrics);
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &metrics).unwrap();

@@ -41,7 +41,18 @@ impl Capture {
         let file = lab.path().join("lan0.pcap");
         let log = lab.path().join("tcpdump.log");
         let args = [
-            "-i", "lan0", "-n", "-U", "-Z", "root", "-s", "700", "-B", "8192", "-w",
+            "-i",
+            "lan0",
+            "-n",
+            "-U",
+            "--immediate-mode",
+            "-Z",
+            "root",
+            "-s",
+            "700",
+            "-B",
+            "8192",
+            "-w",
         ];
         let filter = "udp port 67 or udp port 4011 or udp port 69 or tcp port 8069";
         let tcpdump = lab

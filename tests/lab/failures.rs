@@ -9,7 +9,9 @@ use crate::secs;
 const MAC: &str = "52:54:00:77:00:01";
 const POOL: &str = "--pool 10.77.0.50-10.77.0.99 --mode full";
 /// Short patience, so that a stall shows within the test.
-const IMPATIENT: &str = "stall_seconds = 6\nos_seconds = 12";
+const IMPATIENT: &str = "stall_seconds = 8\nos_seconds = 90";
+/// The same with a system that must report at once.
+const VERY_IMPATIENT: &str = "stall_seconds = 8\nos_seconds = 15";
 
 const fn bios() -> Board {
     Board::new(Firmware::Bios, MAC)
@@ -81,7 +83,7 @@ fn no_image_then_one_is_assigned() {
         "{detail:?}"
     );
     // Longer than any stall: waiting is no failure.
-    std::thread::sleep(secs(8));
+    std::thread::sleep(secs(10));
     assert_eq!(dls.timeline(MAC).text("outcome"), "open");
     // It is looking again every second: no one has to touch the machine.
     dls.cli("client set pc-01 --image testos");
@@ -146,7 +148,7 @@ fn unplugged_while_it_loads_the_kernel() {
 fn panic_in_the_initrd() {
     let lab = Lab::new("panic");
     lab.ipv6_router();
-    let dls = Dls::site(&lab, IMPATIENT, POOL, "lab.panic=1");
+    let dls = Dls::site(&lab, VERY_IMPATIENT, POOL, "lab.panic=1");
     dls.psql("update images set phone_home = 'expected'");
     register(&dls);
     let mut machine = bios().power_on(&lab);

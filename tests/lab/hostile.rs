@@ -58,7 +58,11 @@ fn malformed_packets_are_a_counted_silence() {
             .lines()
             .any(|l| l.contains(needle) && !l.ends_with(" 0"))
     };
-    for name in ["dls_dhcp_malformed", "dls_tftp_"] {
+    for name in [
+        "dls_dhcp_silences_total{reason=\"malformed_",
+        "dls_tftp_",
+        "dls_http_",
+    ] {
         assert!(
             counted(name),
             "seed {seed}: nothing counted as {name} in:\n{metrics}"

@@ -90,7 +90,8 @@ impl<'a> Dls<'a> {
             .arg(system.kernel())
             .arg("--initrd")
             .arg(system.initrd());
-        command.args(["--cmdline", &format!("console=ttyS0 dls.beat=1 {cmdline}")]);
+        let cmdline = format!("console=ttyS0 dls.beat=1 {cmdline}");
+        command.args(["--cmdline", cmdline.trim_end()]);
         finish(&mut command);
     }
 

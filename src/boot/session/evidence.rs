@@ -188,4 +188,7 @@ pub enum Evidence {
     Bye(Option<String>),
     /// Its lease was released by the OS.
     Released,
+    /// It takes an address of another DHCP server (`context.client_ip`): no stage of its
+    /// own, but the doors know it by that address.
+    Located,
 }

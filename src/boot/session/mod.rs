@@ -1,11 +1,10 @@
 //! The record of one boot, as a pure state machine: `now` is a parameter, effects are
 //! returned, nothing is read or written here.
 //!
-//! [`evidence`]: what is seen of a machine. [`arrival`]: the table that says when an attempt
+//! [`evidence`]: what is seen of a machine. [`mod@arrival`]: the table that says when an attempt
 //! starts, is joined, or starts again. [`machine`]: the life of one attempt and its session,
-//! with the diagram;
-//! `steps`: what each kind of evidence does to it; `silence`: deadlines and ends; `rows`: what is
-//! written. [`rules`]: how long each silence may last. [`causes`]: the sentences that
+//! with the diagram; `steps`: what each kind of evidence does to it; `silence`: deadlines and
+//! ends; `rows`: what is written. [`rules`]: how long each silence may last. [`causes`]: the sentences that
 //! name a failed boot's stage and likely cause. [`recall`]: an attempt made again from its rows.
 
 pub mod arrival;

@@ -5,9 +5,11 @@ use chrono::TimeDelta;
 /// Times of a boot; every one is measured from the last sign of life that matters to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timings {
-    /// ROM and loader stages: no packet and no request for so long is a stall. Also how long
-    /// a waiting machine may stay away before it is gone.
+    /// ROM and loader stages: no packet and no request for so long is a stall.
     pub stall: TimeDelta,
+    /// How long a machine that was told to wait may stay away before it is gone. It looks
+    /// again every few seconds; a minute at least, however short a stall is.
+    pub waiting: TimeDelta,
     /// The same for a UEFI ROM that has not fetched a loader: between its PXE and its HTTP
     /// boot options it may try IPv6 for a minute or two without a word to us.
     pub uefi_rom: TimeDelta,
@@ -33,6 +35,7 @@ impl Timings {
         let stall = TimeDelta::seconds(i64::from(stall_seconds.max(1)));
         Self {
             stall,
+            waiting: stall.max(TimeDelta::seconds(60)),
             uefi_rom: stall * 5 / 2,
             transfer: stall / 2,
             os: TimeDelta::seconds(i64::from(os_seconds.max(1))),

@@ -123,7 +123,7 @@ impl Boot {
         if let (Stage::Waiting, Some(why)) = (self.attempt.last_stage, &self.waiting_for) {
             let gone = format!("{}; the machine waited and has gone", causes::unready(why));
             return (
-                times.heard + timings.stall,
+                times.heard + timings.waiting,
                 Verdict::end(End::refused(gone)),
             );
         }

@@ -133,6 +133,8 @@ impl Boot {
                 self.end(at, end, out);
             }
             Evidence::Released => self.released(at, out),
+            // What came along has been learnt already.
+            Evidence::Located => {}
         }
     }
 

@@ -67,7 +67,7 @@ impl Default for TrackerMetrics {
 impl TrackerMetrics {
     /// Makes them known under `dls_boot_...`.
     pub fn register(&self, registry: &mut Registry) {
-        let r = registry.sub_registry_with_prefix("dls_boot");
+        let r = registry.sub_registry_with_prefix("boot");
         r.register(
             "attempts_open",
             "Boot attempts that are open",

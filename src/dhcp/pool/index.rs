@@ -13,7 +13,7 @@ use crate::model::{MacAddr, NetworkRange, Pool, Timestamp};
 const MOST: u64 = 1 << 24;
 /// How long what was passed over is left alone, so that a full pool costs one walk in a while,
 /// not one a packet.
-const PARKED_FOR: chrono::TimeDelta = chrono::TimeDelta::milliseconds(50);
+const PARKED_FOR: chrono::TimeDelta = chrono::TimeDelta::milliseconds(100);
 
 /// Where an address is filed. The times are by which it is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,7 +155,7 @@ impl Index {
     }
 
     /// What was passed over, if it is time to look at it again.
-    pub(super) fn unpark(&mut self, now: Timestamp) -> Vec<Ipv4Addr> {
+    pub(super) fn parked(&mut self, now: Timestamp) -> Vec<Ipv4Addr> {
         // A clock that was set back must not park them for long.
         let waiting = self
             .parked_at

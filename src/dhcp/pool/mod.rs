@@ -367,9 +367,10 @@ impl Book {
     fn pick(&mut self, range_id: Uuid, asker: &Asker<'_>, now: Timestamp) -> Option<Ipv4Addr> {
         for round in 0..2 {
             if round == 1 {
-                let index = self.indexes.get_mut(&range_id)?;
-                for address in index.unpark(now) {
-                    self.refile(address);
+                for address in self.indexes.get_mut(&range_id)?.parked(now) {
+                    if !(asker.is_reserved)(address) && !self.is_taken(address, asker, now) {
+                        self.refile(address);
+                    }
                 }
             }
             loop {

@@ -2,6 +2,11 @@
 //! own that misbehaves on purpose), `hostile` (packets no client sends), `loss` (a lossy
 //! network in a namespace). This file runs the server on a set of files.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's helper that fails is a test that fails"
+)]
+
 mod clients;
 mod hostile;
 mod loss;

@@ -297,6 +297,34 @@ async fn case_7_repeated_acks_repeat_no_data() {
     }
 }
 
+/// RFC 1350 section 6; reliability case 7: the last ACK never comes. The file counts as sent
+/// soon, since the machine may be running it already, and the transfer ends without a word.
+#[tokio::test]
+async fn case_7_a_missing_last_ack_is_no_broken_transfer() {
+    let server = serve(&[("f", memory(&noise(700, 7)))]);
+    let mut client = Client::local().await;
+    let options = [("timeout", "1")];
+    client
+        .send(&rrq("f", &options), server.address.into())
+        .await;
+    let (_, port) = client.next(SOON).await.unwrap();
+    client.send(&ack(0), port).await;
+    client.next(SOON).await.unwrap();
+    client.send(&ack(1), port).await;
+    let (last, _) = client.next(SOON).await.unwrap();
+    assert_eq!(last[..4], [0, 3, 0, 2]);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(matches!(
+        server.told("f")[..],
+        [Progress::Started, Progress::Sent { .. }]
+    ));
+    server.wait_for(Ending::Unconfirmed, 1).await;
+    assert_eq!(server.told("f").len(), 2);
+    while let Some((packet, _)) = client.next(QUIET).await {
+        assert_eq!(packet, last, "no last word");
+    }
+}
+
 /// RFC 1350 section 4; reliability case 8: strangers are told, transfers unharmed, ports fresh.
 #[tokio::test]
 async fn case_8_strangers_do_no_harm() {
