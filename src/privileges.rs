@@ -67,6 +67,9 @@ pub fn prepare(user: &str, directories: &[PathBuf]) -> Result<Became, PrivilegeE
         for path in directories {
             make(path)?;
         }
+        // A service manager gives capabilities as ambient ones, which children would inherit.
+        caps::clear(None, CapSet::Ambient)
+            .map_err(|e| PrivilegeError::System(format!("ambient capabilities: {e}")))?;
         return Ok(Became::Same);
     }
     let account = find(user)?;

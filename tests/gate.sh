@@ -59,10 +59,12 @@ step "build" cargo build --locked --tests
 step "sample configurations" env PATH="$CARGO_TARGET_DIR/debug:$PATH" bash -c 'for f in deploy/*.toml; do dls check-config "$f"; done'
 step "the test system" tests/lab/testos/build
 cargo test --locked --doc
+# Ring 2 in one process: its tests share one PostgreSQL cluster and have a database each.
+timeout --kill-after=10 1500 cargo test --locked --test it
 if cargo nextest --version >/dev/null 2>&1; then
-    cargo nextest run --locked
+    cargo nextest run --locked --lib --bins --test architecture --test lab
 else
     # Without nextest: the same tests, the lab's two at a time.
-    cargo test --locked --lib --bins --test architecture --test it
+    cargo test --locked --lib --bins --test architecture
     cargo test --locked --test lab -- --test-threads 2
 fi

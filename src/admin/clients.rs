@@ -150,7 +150,7 @@ pub(super) async fn delete(
 
 async fn write(
     api: &Shared,
-    body: Map<String, Value>,
+    mut body: Map<String, Value>,
     write: Write,
     base: Client,
 ) -> Result<Client, ApiError> {
@@ -160,8 +160,13 @@ async fn write(
         // Again, now that nobody else writes.
         let current = by_id(api, client.id).await?;
         let current = current.ok_or_else(|| not_found(&client.hostname))?;
+        if write == Write::Replace {
+            // What is reserved already is known to the rules, and goes if it is not asked for.
+            body.entry("ip_address").or_insert(Value::Null);
+        }
         client = match write {
             Write::Replace => Client {
+                ip_address: current.ip_address,
                 created_at: current.created_at,
                 last_boot_at: current.last_boot_at,
                 boot_count: current.boot_count,

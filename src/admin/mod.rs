@@ -1,8 +1,8 @@
 //! The admin REST API, `/healthz`, `/readyz`, `/metrics`: the map of its routes.
 //!
-//! One file per noun ([`images`], [`clients`], [`ranges`], [`sessions`], [`health`]); [`auth`]
-//! says who is let in, [`error`] is the only place that turns failures into HTTP, [`extract`]
-//! takes requests apart, [`server`] owns sockets and tasks. [`routes`] is the whole list of
+//! One file per noun (`images`, `clients`, `ranges`, `sessions`, `health`); [`auth`]
+//! says who is let in, `error` is the only place that turns failures into HTTP, `extract`
+//! takes requests apart, `server` owns sockets and tasks. [`routes`] is the whole list of
 //! what is answered, each entry with its [`Access`]: there is no route without a rule.
 //!
 //! Every write is validated whole, goes through the catalog (which has the last word), and

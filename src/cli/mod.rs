@@ -1,7 +1,7 @@
 //! The command line: its grammar, and which command does what.
 //!
-//! One file per noun ([`image`], [`client`], [`range`], [`session`]) speaks to the admin API
-//! through [`remote`]; [`output`] prints; [`failure`] has the exit codes. `serve`,
+//! One file per noun (`image`, `client`, `range`, `session`) speaks to the admin API
+//! through `remote`; `output` prints; `failure` has the exit codes. `serve`,
 //! `check-config` and `psql` are done on the spot. No rule of values lives here: the server has
 //! them, and tells every violation at once.
 

@@ -383,7 +383,9 @@ impl Core {
     /// all leases are read again once there is room: see [`Core::catch_up`].
     pub(super) fn enqueue(&self, operation: Operation<Box<Ticket>>) {
         if self.operations.try_send(operation).is_err() && !self.behind.swap(true, Relaxed) {
-            tracing::warn!("too much waits for the database; leases are read again when it is done");
+            tracing::warn!(
+                "too much waits for the database; leases are read again when it is done"
+            );
         }
     }
 

@@ -13,6 +13,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
+/// Bytes of packets that may wait for us.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
 /// A datagram as it came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Received {
@@ -45,8 +48,12 @@ impl DeviceSocket {
         // Before `bind`, or the port would be asked for on all interfaces.
         socket.bind_device(Some(device.as_bytes()))?;
         setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
-        // A classroom that is switched on at once is a burst; the kernel cuts it to its limit.
-        let _ = socket.set_recv_buffer_size(4 << 20);
+        // A classroom that is switched on at once is a burst. Beyond its limit the kernel lets
+        // only a privileged process go (we are, where this is done before privileges drop);
+        // else it is cut to the limit, and an error is none.
+        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+        }
         socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into())?;
         Ok(Self {
             socket: UdpSocket::from_std(socket.into())?,

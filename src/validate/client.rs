@@ -1,5 +1,6 @@
 //! The fields of a client that people set, and the keys of its `network_config`.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -28,8 +29,12 @@ pub fn client(
         }
     }
     reader.required("hostname", &mut client.hostname, rules::hostname);
+    let reserved = client.ip_address;
     reader.optional("ip_address", &mut client.ip_address, rules::host_address);
-    reserved_address(&mut reader, client, ranges);
+    // One that the row has had is not judged anew: the ranges may have changed since.
+    if let Some(address) = client.ip_address.filter(|a| Some(*a) != reserved) {
+        reserved_address(&mut reader, address, ranges);
+    }
     assigned_image(&mut reader, client, image);
     reader.value("boot_mode", &mut client.boot_mode, rules::word);
     reader.value("cpu_cores", &mut client.cpu_cores, rules::cpu_cores);
@@ -56,10 +61,7 @@ pub fn client(
 
 /// A reserved address may lie anywhere, but within a range it must be a host's, and not
 /// the gateway's.
-fn reserved_address(reader: &mut Reader, client: &Client, ranges: &[Arc<NetworkRange>]) {
-    let Some(address) = client.ip_address.filter(|_| reader.gives("ip_address")) else {
-        return;
-    };
+fn reserved_address(reader: &mut Reader, address: Ipv4Addr, ranges: &[Arc<NetworkRange>]) {
     let range = ranges.iter().find(|r| r.network.contains(address));
     match range {
         Some(range) if !range.is_host(address) => reader.refuse(

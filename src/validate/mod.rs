@@ -10,8 +10,7 @@
 //! is a trap. What differs is what would otherwise be put right without a word. In strict mode
 //! these are refused: a MAC address in another spelling than `52:54:00:12:34:56`, a network
 //! with host bits (`10.0.0.5/24`), blanks around a text, hex with colons or capitals,
-//! the same entry twice in a list, an exclusion that touches no pool, a reserved address in
-//! none of the network ranges.
+//! the same entry twice in a list, a newly reserved address in none of the network ranges.
 
 mod client;
 mod image;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Reader, Strictness, Violations, rules};
+use super::{Reader, Violations, rules};
 use crate::model::{NetworkRange, Pool};
 
 /// Reads a range's fields into `range`. Whether it overlaps another one is the catalog's to
@@ -66,11 +66,6 @@ fn fit(reader: &mut Reader, range: &NetworkRange) {
         let field = format!("exclusions[{i}]");
         if !network.contains(excluded.first) || !network.contains(excluded.last) {
             reader.refuse(&field, format!("{excluded} is not inside {network}"));
-        } else if reader.strictness() == Strictness::Strict
-            && reader.gives("exclusions")
-            && !range.pools.iter().any(|p| overlap(p, excluded))
-        {
-            reader.refuse(&field, format!("{excluded} touches no pool"));
         }
         if let Some(other) = range
             .exclusions

@@ -24,8 +24,6 @@ pub enum Write {
 #[derive(Debug)]
 pub struct Reader {
     map: Map<String, Value>,
-    /// Names of all fields that were given, read or not.
-    given: Vec<String>,
     /// Put before field names of nested objects, as in `network_config.`.
     prefix: String,
     write: Write,
@@ -42,7 +40,6 @@ impl Reader {
     #[must_use]
     pub fn new(map: Map<String, Value>, write: Write, strictness: Strictness) -> Self {
         Self {
-            given: map.keys().cloned().collect(),
             map,
             prefix: String::new(),
             write,
@@ -61,13 +58,6 @@ impl Reader {
     #[must_use]
     pub fn strictness(&self) -> Strictness {
         self.strictness
-    }
-
-    /// True if the field was given. What a row has had is not judged anew when something else
-    /// of it changes: the world around it may have changed since.
-    #[must_use]
-    pub fn gives(&self, field: &str) -> bool {
-        self.given.iter().any(|name| name == field)
     }
 
     /// Adds a violation of this object's field.
@@ -180,7 +170,6 @@ impl Reader {
             Value::Null => Some(None),
             Value::Object(map) => {
                 let mut nested = Self {
-                    given: map.keys().cloned().collect(),
                     map,
                     prefix: format!("{}{field}.", self.prefix),
                     write: Write::Create,
