@@ -3,14 +3,12 @@
 //! A few dozen replies to real and made requests are written to a folder, scapy reads them all
 //! in one go and prints what it saw, and each value is held against what we meant.
 
-#[path = "../support/dhcp_packet.rs"]
-mod packet;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::process::Command;
 
+use crate::fuzz_corpus::bodies::dhcp_packet as packet;
 use dls::dhcp::decide::{Boot, Destination, NakReason, Reply, ReplyKind, Shape};
 use dls::dhcp::wire::{Frame, Packet, Request, encode, parse};
 use dls::model::{
@@ -154,12 +152,14 @@ fn write(request: &Request, reply: &Reply) -> Vec<u8> {
 }
 
 /// Who asks: a name, its packet, its boot part, and what scapy must then see of that part.
-fn speakers() -> Vec<(
+type Speaker = (
     &'static str,
     packet::Packet,
     Boot,
     Vec<(&'static str, String)>,
-)> {
+);
+
+fn speakers() -> Vec<Speaker> {
     let hex = |text: &str| text.bytes().map(|b| format!("{b:02x}")).collect::<String>();
     let id = |code| {
         let bytes = packet::machine_id();
