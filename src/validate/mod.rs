@@ -1,7 +1,7 @@
 //! Field rules: every violation at once. Pure.
 //!
 //! [`Reader`] takes a JSON object apart field by field and collects what is wrong;
-//! [`client`], [`image`] and [`range`] say which fields there are and what may be in them;
+//! [`client()`], [`image()`] and [`range()`] say which fields there are and what may be in them;
 //! [`rules`] are the rules of single values. What only PostgreSQL can know (is the name
 //! taken, do two ranges overlap) is PostgreSQL's to refuse.
 //!

@@ -22,7 +22,7 @@ use crate::model::{Arch, Client, Hostname, MacAddr, NetworkRange};
 pub use encode::encode;
 pub use parse::parse;
 
-/// A request as the decision needs it. Everything hostile has been refused by [`parse`].
+/// A request as the decision needs it. Everything hostile has been refused by [`parse()`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// Transaction id, copied to the reply.
