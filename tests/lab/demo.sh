@@ -45,11 +45,13 @@ ip -n $lan tuntap add machine mode tap
 ip -n $lan link set machine master br0 up
 cp tests/lab/router.py "$work/"
 (cd "$work" && exec ip netns exec $srv python3 router.py) &
+disown # its end is no news
 
 say "Starting dls serve with its embedded PostgreSQL"
 echo "state_dir = \"$work/state\"" > "$work/dls.toml"
 dls() { ip netns exec $srv "$dls" --config "$work/dls.toml" "$@"; }
 dls serve 2> "$work/dls.log" &
+disown
 for _ in $(seq 300); do
     ip netns exec $srv curl -fs -m 1 http://127.0.0.1:8080/readyz >/dev/null && break
     sleep 0.2
@@ -58,12 +60,10 @@ ip netns exec $srv curl -fs -m 1 http://127.0.0.1:8080/readyz >/dev/null || { ta
 
 say "A range, an image and a client, by dls's command line"
 mac=52:54:00:77:00:01
-(
-    set -x
-    dls range add --network 10.77.0.0/24 --pool 10.77.0.100-10.77.0.199 --mode full
-    dls image add-kernel debian --kernel "$system/kernel" --initrd "$system/initrd" --cmdline "console=ttyS0 dls.beat=1 lab.stay=3"
-    dls client add --mac $mac --hostname pc-01 --image debian
-) 2> >(sed -n 's/^+ dls /  $ dls /p')
+shown() { echo "  \$ dls $*" | sed "s|$system/||g"; dls "$@" > /dev/null; }
+shown range add --network 10.77.0.0/24 --pool 10.77.0.100-10.77.0.199 --mode full
+shown image add-kernel debian --kernel "$system/kernel" --initrd "$system/initrd" --cmdline "console=ttyS0 dls.beat=1 lab.stay=3"
+shown client add --mac $mac --hostname pc-01 --image debian
 
 case ${FIRMWARE:-uefi} in
     bios) board=() what="a BIOS machine (SeaBIOS, iPXE in its ROM)" rom= ;;
