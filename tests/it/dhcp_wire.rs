@@ -3,9 +3,6 @@
 //! A few dozen replies to real and made requests are written to a folder, scapy reads them all
 //! in one go and prints what it saw, and each value is held against what we meant.
 
-#[path = "../support/dhcp_packet.rs"]
-mod packet;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
@@ -16,8 +13,9 @@ use dls::dhcp::wire::{Frame, Packet, Request, encode, parse};
 use dls::model::{
     BootMode, Client, MacAddr, NetworkRange, RangeMode, Route, Serve, Timestamp, UnreadyAction,
 };
-use packet::{DISCOVER, INFORM, REQUEST, packet};
 use uuid::Uuid;
+
+use crate::fuzz_corpus::bodies::dhcp_packet::{self as packet, DISCOVER, INFORM, REQUEST, packet};
 
 const SCRIPT: &str = "http://10.0.0.1:8069/b/0123456789abcdef0123456789abcdef.\
                       0123456789abcdef0123456789abcdef/boot.ipxe";
@@ -29,7 +27,25 @@ from scapy.layers.dhcp import BOOTP, DHCP
 def plain(value):
     if isinstance(value, bytes):
         return value.hex()
+    if isinstance(value, list):
+        return "|".join(map(str, value))
     return str(value)
+def names(data):
+    """RFC 1035 section 4.1.4, over the joined data of option 119 (RFC 3397)."""
+    def name(at):
+        parts = []
+        while data[at]:
+            if data[at] >= 0xc0:
+                rest, _ = name((data[at] & 0x3f) << 8 | data[at + 1])
+                return parts + rest, at + 2
+            parts.append(data[at + 1:at + 1 + data[at]].decode())
+            at += 1 + data[at]
+        return parts, at + 1
+    found, at = [], 0
+    while at < len(data):
+        parts, at = name(at)
+        found.append(".".join(parts))
+    return ",".join(found)
 out = {}
 for name in sorted(os.listdir(sys.argv[1])):
     p = BOOTP(open(os.path.join(sys.argv[1], name), "rb").read())
@@ -44,6 +60,8 @@ for name in sorted(os.listdir(sys.argv[1])):
         if isinstance(option, tuple):
             name_, values = option[0], option[1:]
             seen["option " + str(name_)] = ",".join(plain(v) for v in values)
+            if name_ == 119:
+                seen["search"] = names(values[0])
         else:
             seen.setdefault("marks", "")
             if option != "pad":
@@ -54,11 +72,17 @@ json.dump(out, sys.stdout)
 
 type Seen = BTreeMap<String, String>;
 
+/// A key of scapy's and the value under it.
+type Want = (&'static str, String);
+
+/// Who asks: a name, its packet, its boot part, and what scapy must then see of that part.
+type Speaker = (&'static str, packet::Packet, Boot, Vec<Want>);
+
 /// A reply and what scapy must see in it; an empty value means that it must not be there.
 struct Case {
     name: String,
     bytes: Vec<u8>,
-    want: Vec<(&'static str, String)>,
+    want: Vec<Want>,
 }
 
 fn request(packet: &packet::Packet) -> Request {
@@ -133,13 +157,8 @@ fn write(request: &Request, reply: &Reply) -> Vec<u8> {
     )
 }
 
-/// Who asks: a name, its packet, its boot part, and what scapy must then see of that part.
-fn speakers() -> Vec<(
-    &'static str,
-    packet::Packet,
-    Boot,
-    Vec<(&'static str, String)>,
-)> {
+/// An operating system, ROMs and iPXE.
+fn speakers() -> Vec<Speaker> {
     let hex = |text: &str| text.bytes().map(|b| format!("{b:02x}")).collect::<String>();
     let id = |code| {
         let bytes = packet::machine_id();
@@ -277,6 +296,12 @@ fn cases() -> Vec<Case> {
                     ("option broadcast_address", when(net, "10.0.3.255")),
                     ("option NTP_server", when(net, "10.0.0.123")),
                     ("option root_disk_path", when(net, &hex(b"/root"))),
+                    ("search", when(net, "lab.example,example")),
+                    (
+                        "option classless_static_routes",
+                        when(net, "192.168.7.0/24:10.0.0.7|0.0.0.0/0:10.0.3.254"),
+                    ),
+                    ("option 175", when(net && speaker == "ipxe", "b00101")),
                     ("option 224", when(net, "c0ffee")),
                     (
                         "option error_message",
@@ -324,14 +349,16 @@ fn dissect(cases: &[Case]) -> BTreeMap<String, Seen> {
         fs::write(folder.path().join(&case.name), &case.bytes).unwrap();
     }
     // The distribution's own interpreter: another one in PATH does not see its packages.
-    let output = Command::new("/usr/bin/python3")
-        .args(["-c", DISSECTOR])
+    // It is given a minute: scapy can loop for ever on an option in bad form.
+    let output = Command::new("timeout")
+        .args(["60", "/usr/bin/python3", "-c", DISSECTOR])
         .arg(folder.path())
         .output()
-        .expect("/usr/bin/python3: install the package python3");
+        .expect("timeout: install the package coreutils");
     assert!(
         output.status.success(),
-        "scapy does not run; install the package python3-scapy:\n{}",
+        "scapy does not run (status {}); install the package python3-scapy:\n{}",
+        output.status,
         String::from_utf8_lossy(&output.stderr)
     );
     serde_json::from_slice(&output.stdout).unwrap()

@@ -2,7 +2,7 @@
 //! ordinary test. Each input has a time limit of its own nature: the bodies are bounded.
 
 #[path = "../../fuzz/bodies.rs"]
-mod bodies;
+pub(crate) mod bodies;
 
 use std::fs;
 use std::path::Path;

@@ -145,6 +145,10 @@ fn boot(list: &mut List, request: &Request, reply: &Reply, frame: &Frame<'_>) {
     list.add_raw(67, file.as_bytes());
     if by_tftp {
         list.add_raw(66, frame.server_ip.to_string().as_bytes());
+        // RFC 5859: for who asks for it by number.
+        if request.wanted.contains(&150) {
+            list.add(DhcpOption::TFTPServerAddress(frame.server_ip));
+        }
     }
     if let Some(id) = &request.machine_id {
         list.add_raw(97, id);

@@ -18,6 +18,10 @@ fn p20_a_tftp_loader_stands_in_every_place_that_firmware_reads() {
     assert_eq!(got.sname(), "10.0.0.1");
     assert_eq!(got.siaddr(), "10.0.0.1");
     assert_eq!(got.get(175), None);
+    assert_eq!(got.get(150), None);
+    let asks = packet(DISCOVER).pxe(7).option(55, &[1, 3, 66, 150]);
+    let got = answer(&asks, &offer(Boot::TftpLoader("snponly.efi".into())));
+    assert_eq!(got.addresses(150), ["10.0.0.1"], "RFC 5859");
 }
 
 #[test]
