@@ -175,7 +175,7 @@ fn a_boot_goes_on_while_the_database_is_killed() {
 }
 
 #[test]
-fn a_machine_whose_kernel_was_cut_off_by_kill_9_boots_at_its_next_try() {
+fn a_machine_whose_kernel_was_cut_off_by_kill_9_boots_all_the_same() {
     let mut dice = Dice::new();
     let lab = Lab::new("kill_transfer");
     lab.ipv6_router();
@@ -197,12 +197,11 @@ fn a_machine_whose_kernel_was_cut_off_by_kill_9_boots_at_its_next_try() {
     dls.kill();
     lab.open_firewall();
     dls.start_again();
-    // Its loader gives up, the firmware finds nothing else and starts over by itself.
+    // Its script tries again; if that gives up too, the firmware starts over by itself.
     machine.expect("DLS-TEST-OS-UP", secs(150));
     machine.expect_off(secs(60));
     dls.expect_status("shutdown", secs(10));
     let rows = dls.rows("select outcome from boot_attempts order by started_at");
-    assert!(rows.len() >= 2, "both boots left a trace: {rows:?}");
     assert_eq!(
         rows.last().map(|r| r["outcome"].clone()),
         Some("completed".into())
