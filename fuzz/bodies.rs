@@ -23,7 +23,7 @@ use dls::model::{
 use dls::tftp;
 
 #[path = "../tests/support/dhcp_packet.rs"]
-pub(crate) mod dhcp_packet;
+pub mod dhcp_packet;
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const OTHERS: [MacAddr; 3] = [

@@ -64,6 +64,7 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
             );
         }
     }
+    raise_file_limit();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -76,6 +77,16 @@ struct Doors {
     tftp: TftpServer,
     http: HttpServer,
     admin: AdminServer,
+}
+
+/// As many open files as we are allowed: thousands of transfers hold two each.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(e) = raised {
+        tracing::warn!(error = %e, "the limit of open files can't be raised");
+    }
 }
 
 async fn run(config: &Config) -> anyhow::Result<()> {
@@ -122,6 +133,7 @@ async fn operate(
     };
     let (catalog, cache) = opened?;
     let storage = Directory::open(&config.storage_path()).await?;
+    compare_storage(&storage, &cache).await;
 
     let rules = Rules {
         timings: Timings::with(config.boot.stall_seconds, config.boot.os_seconds),
@@ -285,6 +297,34 @@ async fn open_catalog(
         .await
         .context("reading the catalog")?;
     Ok((catalog, cache))
+}
+
+/// Says where files and catalog do not agree (a crash between the two, or a database that was
+/// restored). Nothing is deleted: which side is right is for a person to say.
+async fn compare_storage(storage: &Directory, cache: &Cache) {
+    let snapshot = cache.get();
+    let stored = match storage.images().await {
+        Ok(stored) => stored,
+        Err(e) => {
+            tracing::warn!(error = %e, "stored images can't be listed");
+            return;
+        }
+    };
+    for id in stored.iter().filter(|id| snapshot.image(**id).is_none()) {
+        tracing::warn!(
+            image.id = %id,
+            path = %storage.root().join("images").join(id.to_string()).display(),
+            "files of an image that is not in the catalog: remove them, or restore its row"
+        );
+    }
+    for image in snapshot.images().filter(|image| !image.files.is_empty()) {
+        if !stored.contains(&image.id) {
+            tracing::warn!(
+                image.id = %image.id, image.name,
+                "an image of the catalog has no files on this server: its machines will wait"
+            );
+        }
+    }
 }
 
 fn dhcp_options(config: &Config, server_id: Uuid, http_port: u16) -> DhcpOptions {

@@ -78,6 +78,11 @@ impl Snapshot {
         self.images.get(&id)
     }
 
+    /// All images, in no order.
+    pub fn images(&self) -> impl Iterator<Item = &Arc<Image>> {
+        self.images.values()
+    }
+
     /// An image by name.
     #[must_use]
     pub fn image_by_name(&self, name: &str) -> Option<&Arc<Image>> {

@@ -8,14 +8,14 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::process::Command;
 
-use crate::fuzz_corpus::bodies::dhcp_packet as packet;
 use dls::dhcp::decide::{Boot, Destination, NakReason, Reply, ReplyKind, Shape};
 use dls::dhcp::wire::{Frame, Packet, Request, encode, parse};
 use dls::model::{
     BootMode, Client, MacAddr, NetworkRange, RangeMode, Route, Serve, Timestamp, UnreadyAction,
 };
-use packet::{DISCOVER, INFORM, REQUEST, packet};
 use uuid::Uuid;
+
+use crate::fuzz_corpus::bodies::dhcp_packet::{self as packet, DISCOVER, INFORM, REQUEST, packet};
 
 const SCRIPT: &str = "http://10.0.0.1:8069/b/0123456789abcdef0123456789abcdef.\
                       0123456789abcdef0123456789abcdef/boot.ipxe";
@@ -72,11 +72,17 @@ json.dump(out, sys.stdout)
 
 type Seen = BTreeMap<String, String>;
 
+/// A key of scapy's and the value under it.
+type Want = (&'static str, String);
+
+/// Who asks: a name, its packet, its boot part, and what scapy must then see of that part.
+type Speaker = (&'static str, packet::Packet, Boot, Vec<Want>);
+
 /// A reply and what scapy must see in it; an empty value means that it must not be there.
 struct Case {
     name: String,
     bytes: Vec<u8>,
-    want: Vec<(&'static str, String)>,
+    want: Vec<Want>,
 }
 
 fn request(packet: &packet::Packet) -> Request {
@@ -151,14 +157,7 @@ fn write(request: &Request, reply: &Reply) -> Vec<u8> {
     )
 }
 
-/// Who asks: a name, its packet, its boot part, and what scapy must then see of that part.
-type Speaker = (
-    &'static str,
-    packet::Packet,
-    Boot,
-    Vec<(&'static str, String)>,
-);
-
+/// An operating system, ROMs and iPXE.
 fn speakers() -> Vec<Speaker> {
     let hex = |text: &str| text.bytes().map(|b| format!("{b:02x}")).collect::<String>();
     let id = |code| {

@@ -5,58 +5,34 @@ use std::process::Command;
 use std::time::Duration;
 
 use dls::clock::Clock;
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, unshare};
 
 use super::{memory, noise, serve};
 
-/// A network namespace with a loopback that loses packets; gone when dropped.
-struct Namespace(String);
-
-impl Namespace {
-    fn new(percent: u32) -> Self {
-        let nonce = uuid::Uuid::new_v4().simple().to_string();
-        let name = format!("dls-tftp-{}", &nonce[..8]);
-        must("ip", &["netns", "add", &name]);
-        let namespace = Self(name);
-        namespace.must("ip", &["link", "set", "lo", "up"]);
-        // atftp takes a second OACK for an error, so the ACK of the first must not be lost.
-        let spared = "@th,64,32 0x00040000 accept;";
-        let rules = format!(
-            "table inet loss {{ chain input {{ type filter hook input priority 0; \
-             {spared} meta l4proto udp numgen random mod 100 < {percent} drop; }}\n}}\n"
-        );
-        namespace.must("nft", &[&rules]);
-        namespace
-    }
-
-    fn must(&self, program: &str, args: &[&str]) {
-        let mut all = vec!["netns", "exec", &self.0, program];
-        all.extend_from_slice(args);
-        must("ip", &all);
-    }
-
-    /// Runs a test inside: this thread, its sockets and its children are in the namespace.
-    fn inside<T: Send>(&self, test: impl AsyncFnOnce() -> T + Send) -> T {
-        let path = format!("/run/netns/{}", self.0);
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                let file = std::fs::File::open(path).unwrap();
-                setns(file, CloneFlags::CLONE_NEWNET).unwrap();
-                tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()
-                    .unwrap()
-                    .block_on(test())
-            });
-            thread.join().unwrap()
-        })
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
-    }
+/// Runs a test in a namespace whose loopback loses packets.
+///
+/// The namespace has no name: it is this one thread's, its sockets' and its children's, and
+/// is gone with them however the test ends.
+fn with_loss<T: Send>(percent: u32, test: impl AsyncFnOnce() -> T + Send) -> T {
+    // atftp takes a second OACK for an error, so the ACK of the first must not be lost.
+    let spared = "@th,64,32 0x00040000 accept;";
+    let rules = format!(
+        "table inet loss {{ chain input {{ type filter hook input priority 0; \
+         {spared} meta l4proto udp numgen random mod 100 < {percent} drop; }}\n}}\n"
+    );
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            must("ip", &["link", "set", "lo", "up"]);
+            must("nft", &[&rules]);
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap()
+                .block_on(test())
+        });
+        thread.join().unwrap()
+    })
 }
 
 fn must(program: &str, args: &[&str]) {
@@ -67,11 +43,10 @@ fn must(program: &str, args: &[&str]) {
 
 /// Fetches 1 MiB at blksize 1428 with a ready-made client.
 fn fetch(percent: u32, program: &str, options: &[&str], limit: u64) {
-    let namespace = Namespace::new(percent);
     let all = noise(1 << 20, u64::from(percent));
     let folder = tempfile::tempdir().unwrap();
     let clock = Clock::system();
-    let (took, resent) = namespace.inside(async || {
+    let (took, resent) = with_loss(percent, async || {
         let server = serve(&[("f", memory(&all))]);
         let began = clock.instant();
         let port = server.address.port().to_string();
