@@ -8,10 +8,10 @@ filter='test(torture) | test(loss) | test(hostile) | test(kill) | test(outlives)
 {
     echo "# make torture: $(date -u '+%Y-%m-%d %H:%M UTC'), seed $DLS_SEED, $(nproc) processors, $(git rev-parse --short HEAD 2>/dev/null)"
     if cargo nextest --version >/dev/null 2>&1; then
-        cargo nextest run --locked --profile torture --color never -E "$filter"
+        cargo nextest run --locked --cargo-quiet --profile torture --color never --no-fail-fast -E "$filter"
     else
         for name in torture loss hostile kill outlives any_moment; do
             cargo test --locked -- --nocapture --test-threads 2 "$name"
         done
     fi
-} 2>&1 | tee docs/torture.log
+} 2>&1 | sed -u "s|$PWD|.|g; s|${HOME:-/nowhere}|~|g" | tee docs/torture.log

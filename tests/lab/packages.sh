@@ -16,6 +16,9 @@ packages=(
     dnsmasq-base isc-dhcp-client tftp-hpa atftp python3-scapy
 )
 
+# Reads docker-compose.yml in the gate; no Docker comes with it.
+docker compose version >/dev/null 2>&1 || packages+=(docker-compose)
+
 present() { # present PACKAGE: installed, whatever its version
     [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
 }
