@@ -23,7 +23,11 @@ step() { # step NAME COMMAND...: quiet when it passes
 
 
 compose() {
-    docker compose -f docker-compose.yml config -q
+    if docker compose version >/dev/null 2>&1; then
+        docker compose -f docker-compose.yml config -q
+    else
+        docker-compose -f docker-compose.yml config -q
+    fi
 }
 
 unit() { # no error but that the program is not installed on this machine
@@ -50,7 +54,7 @@ if [ "$what" = all ] || [ "$what" = lint ]; then
     step "rustdoc" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --document-private-items
     step "cargo deny" cargo deny --offline check bans licenses sources
     if [ -d migrations ]; then step ".sqlx and migrations" tests/sqlx.sh check; fi
-    if docker compose version >/dev/null 2>&1; then step "docker compose" compose; else echo "skip  docker compose (not installed)"; fi
+    step "docker compose" compose
     if command -v systemd-analyze >/dev/null; then step "systemd unit" unit; else echo "skip  systemd unit (systemd-analyze not installed)"; fi
 fi
 [ "$what" = all ] || exit 0
