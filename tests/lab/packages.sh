@@ -13,7 +13,9 @@ packages=(
     ovmf ipxe-qemu seabios busybox-static cpio dpkg zstd e2fsprogs
     iproute2 nftables procps tcpdump python3 curl libc-bin
     # peers
-    dnsmasq-base isc-dhcp-client tftp-hpa atftp python3-scapy
+    dnsmasq-base isc-dhcp-client isc-dhcp-relay udhcpc kea-admin tftp-hpa atftp wget python3-scapy
+    # to check docker-compose.yml
+    docker-compose
 )
 
 # Reads docker-compose.yml in the gate; no Docker comes with it.
