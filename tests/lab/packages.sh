@@ -18,9 +18,6 @@ packages=(
     docker-compose
 )
 
-# Reads docker-compose.yml in the gate; no Docker comes with it.
-docker compose version >/dev/null 2>&1 || packages+=(docker-compose)
-
 present() { # present PACKAGE: installed, whatever its version
     [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
 }
