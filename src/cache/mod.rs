@@ -27,6 +27,8 @@ pub struct Cache {
     current: Arc<ArcSwap<Snapshot>>,
     /// One reload at a time, so that an older read never overwrites a newer one.
     reloading: Arc<tokio::sync::Mutex<()>>,
+    /// Wakes those who act on a change by themselves.
+    changed: Arc<tokio::sync::watch::Sender<()>>,
 }
 
 impl Cache {
@@ -40,6 +42,7 @@ impl Cache {
             catalog,
             current: Arc::new(ArcSwap::from_pointee(snapshot)),
             reloading: Arc::new(tokio::sync::Mutex::new(())),
+            changed: Arc::new(tokio::sync::watch::Sender::new(())),
         })
     }
 
@@ -55,6 +58,12 @@ impl Cache {
         View::new(self.current.clone())
     }
 
+    /// Is woken by each new snapshot, for what does not wait for a packet to look.
+    #[must_use]
+    pub fn watch(&self) -> tokio::sync::watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
     /// Reads the catalog again; when it returns, every change committed before the call holds.
     ///
     /// # Errors
@@ -63,6 +72,7 @@ impl Cache {
         let _one = self.reloading.lock().await;
         let loaded = self.catalog.load().await?;
         self.current.store(Arc::new(Snapshot::new(loaded)));
+        self.changed.send_replace(());
         Ok(())
     }
 }

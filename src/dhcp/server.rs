@@ -234,13 +234,18 @@ impl DhcpServer {
         for (name, link) in self.links {
             following.start(name, link);
         }
+        // A range that is added or switched on is served at once, not at the next look.
+        let mut changes = self.core.cache.watch();
+        let mut tick = tokio::time::interval(LOOK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
-                () = tokio::time::sleep(LOOK) => {
+                _ = tick.tick() => {
                     following.look();
                     self.core.catch_up();
                 }
+                Ok(()) = changes.changed() => following.look(),
             }
         }
         // First no more packets, then what is under way, then the committer's last batch.

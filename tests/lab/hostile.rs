@@ -3,6 +3,7 @@
 
 use crate::net::{Lab, finish};
 use crate::product::Dls;
+use crate::{secs, wait_for};
 
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -24,6 +25,10 @@ fn malformed_packets_are_a_counted_silence() {
     let host = lab.host("bad", Some("10.77.0.9/24"));
     let script = |name: &str| format!("{}/tests/lab/{name}", env!("CARGO_MANIFEST_DIR"));
     let before = server_pid(&lab);
+    wait_for("DHCP is bound", secs(10), || {
+        let log = std::fs::read_to_string(lab.path().join("dls.log")).ok()?;
+        log.contains("DHCP bound").then_some(())
+    });
     let hostile = script("hostile.py");
     let (count, seed_text) = (count.to_string(), seed.to_string());
     finish(&mut lab.command_in(
