@@ -196,6 +196,11 @@ impl<'a> Dls<'a> {
         let _ = self.server.wait();
     }
 
+    /// True while the process that was started lives: nobody but a test starts another.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.server.try_wait().is_ok_and(|status| status.is_none())
+    }
+
     /// Asks the server to stop, and waits until it has.
     pub(crate) fn stop(&mut self) {
         let pid = i32::try_from(self.server.id()).expect("a process id");
@@ -238,6 +243,11 @@ impl<'a> Dls<'a> {
     pub(crate) fn kill_database(&self) {
         let pid = self.postmaster().expect("a running postmaster");
         kill(Pid::from_raw(pid), Signal::SIGKILL).expect("the postmaster was running");
+    }
+
+    /// True if its log holds the text.
+    pub(crate) fn log_has(&self, text: &str) -> bool {
+        fs::read_to_string(self.lab.path().join("dls.log")).is_ok_and(|log| log.contains(text))
     }
 
     /// The last of its log.
