@@ -17,8 +17,8 @@ use dls::dhcp::decide::{
 use dls::dhcp::pool::{Asker, Book};
 use dls::dhcp::wire::{Frame, Packet, Request, RequestKind, encode, parse};
 use dls::model::{
-    BootMode, Client, Lease, LeaseState, MacAddr, NetworkRange, RangeMode, Serve, Timestamp,
-    UnreadyAction,
+    BootMode, Client, DiskMode, Lease, LeaseState, MacAddr, NetworkRange, RangeMode, Serve,
+    Timestamp, UnreadyAction,
 };
 use dls::tftp;
 
@@ -303,6 +303,7 @@ fn client(mac: MacAddr) -> Client {
         network_config: None,
         custom_boot_params: None,
         enabled: true,
+        disk_mode: DiskMode::Ephemeral,
         auto_registered: false,
         created_at: at(0),
         updated_at: at(0),

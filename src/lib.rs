@@ -15,6 +15,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dhcp;
+pub mod export;
 pub mod http;
 pub mod model;
 pub mod privileges;

@@ -80,7 +80,7 @@ fn owned_libraries(source: &Source) -> Vec<String> {
 }
 
 /// The files without effects: no tasks, no clock, no environment, no files, no randomness.
-const PURE: [&str; 13] = [
+const PURE: [&str; 17] = [
     "model",
     "validate",
     "dhcp/wire",
@@ -94,6 +94,10 @@ const PURE: [&str; 13] = [
     "boot/session",
     "boot/token",
     "http/range",
+    "export/iscsi/wire",
+    "export/iscsi/machine",
+    "export/nbd/wire",
+    "export/nbd/machine",
 ];
 
 fn purity(source: &Source) -> Vec<String> {
@@ -144,10 +148,14 @@ const LAYERS: [&[&str]; 5] = [
         "boot/script",
         "boot/session",
         "boot/token",
+        "export/iscsi/wire",
+        "export/iscsi/machine",
+        "export/nbd/wire",
+        "export/nbd/machine",
     ],
     &["catalog", "storage"],
     &["cache", "boot"],
-    &["dhcp", "tftp", "http", "admin"],
+    &["dhcp", "tftp", "http", "export", "admin"],
 ];
 
 /// The modules of the top and bottom that everybody or nobody looks at.

@@ -16,7 +16,7 @@ use super::error::ApiError;
 use super::extract::{Asked, Called, JsonObject, shown};
 use crate::cache::Snapshot;
 use crate::catalog::CatalogError;
-use crate::model::{BootMode, Client, MacAddr};
+use crate::model::{BootMode, Client, DiskMode, MacAddr};
 use crate::validate::{self, Reader, Write};
 
 /// A client as it is answered: its row, and its image by name.
@@ -282,6 +282,7 @@ fn fresh(id: Uuid) -> Client {
         network_config: None,
         custom_boot_params: None,
         enabled: true,
+        disk_mode: DiskMode::Ephemeral,
         auto_registered: false,
         created_at: chrono::DateTime::UNIX_EPOCH,
         updated_at: chrono::DateTime::UNIX_EPOCH,

@@ -23,7 +23,7 @@ use super::Shared;
 use super::error::ApiError;
 use super::extract::{Asked, BODY_MAX, Called, JsonObject, json_object, shown};
 use crate::catalog::CatalogError;
-use crate::model::{FileRole, Image, ImageFile, ImageFormat, ImageKind, PhoneHome};
+use crate::model::{BootMethod, FileRole, Image, ImageFile, ImageFormat, ImageKind, PhoneHome};
 use crate::storage::Staged;
 use crate::validate::{self, Reader, Violations, Write};
 
@@ -477,6 +477,9 @@ fn fresh(id: Uuid) -> Image {
         path: format!("images/{id}"),
         zfs_dataset: None,
         cmdline: String::new(),
+        boot_method: BootMethod::San,
+        sha256: None,
+        source_format: None,
         phone_home: PhoneHome::Auto,
         tags: None,
         is_template: false,

@@ -5,6 +5,7 @@
 //! *Services*: [`files`] (a path -> bytes, with [`loaders`]), [`tracker`] (the only writer of attempts,
 //! events and sessions).
 
+pub mod disks;
 pub mod files;
 pub mod loaders;
 pub mod path;

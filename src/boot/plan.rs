@@ -173,8 +173,8 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::model::{
-        BootMode, ImageFile, ImageFormat, MacAddr, NetworkConfig, PhoneHome, RangeMode, Serve,
-        Timestamp,
+        BootMethod, BootMode, DiskMode, ImageFile, ImageFormat, MacAddr, NetworkConfig, PhoneHome,
+        RangeMode, Serve, Timestamp,
     };
 
     /// A client that may boot.
@@ -192,6 +192,7 @@ pub(crate) mod tests {
             network_config: None,
             custom_boot_params: None,
             enabled: true,
+            disk_mode: DiskMode::Ephemeral,
             auto_registered: false,
             created_at: Timestamp::UNIX_EPOCH,
             updated_at: Timestamp::UNIX_EPOCH,
@@ -225,6 +226,9 @@ pub(crate) mod tests {
             path: format!("images/{id}"),
             zfs_dataset: None,
             cmdline: " console=ttyS0 quiet ".into(),
+            boot_method: BootMethod::San,
+            sha256: None,
+            source_format: None,
             phone_home: PhoneHome::Auto,
             tags: None,
             is_template: false,

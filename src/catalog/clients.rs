@@ -23,6 +23,7 @@ pub(super) struct Row {
     memory_mb: i32,
     network_config: Option<serde_json::Value>,
     custom_boot_params: Option<String>,
+    disk_mode: String,
     enabled: bool,
     auto_registered: bool,
     created_at: Timestamp,
@@ -37,7 +38,7 @@ macro_rules! client_rows {
         sqlx::query_as!(
             Row,
             r#"SELECT c.id, c.mac_address, c.hostname, c.ip_address, c.assigned_image_id, c.boot_mode, c.cpu_cores, c.memory_mb,
-                   c.network_config, c.custom_boot_params, c.enabled, c.auto_registered, c.created_at, c.updated_at,
+                   c.network_config, c.custom_boot_params, c.disk_mode, c.enabled, c.auto_registered, c.created_at, c.updated_at,
                    c.last_boot_at, c.boot_count,
                    ARRAY(SELECT m.mac::text FROM client_macs m WHERE m.client_id = c.id AND m.mac <> c.mac_address ORDER BY m.mac) AS "more_macs!"
                FROM clients c "# + $tail
@@ -82,6 +83,7 @@ impl Row {
             memory_mb: self.memory_mb,
             network_config,
             custom_boot_params: self.custom_boot_params,
+            disk_mode: parse("disk mode", &self.disk_mode)?,
             enabled: self.enabled,
             auto_registered: self.auto_registered,
             created_at: self.created_at,
@@ -111,13 +113,14 @@ async fn save(connection: &mut PgConnection, client: &Client) -> Result<(), sqlx
     .await?;
     sqlx::query!(
         "INSERT INTO clients (id, mac_address, hostname, ip_address, assigned_image_id, boot_mode, cpu_cores, memory_mb,
-             network_config, custom_boot_params, enabled, auto_registered)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+             network_config, custom_boot_params, enabled, auto_registered, disk_mode)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
          ON CONFLICT (id) DO UPDATE SET mac_address = EXCLUDED.mac_address, hostname = EXCLUDED.hostname,
              ip_address = EXCLUDED.ip_address, assigned_image_id = EXCLUDED.assigned_image_id,
              boot_mode = EXCLUDED.boot_mode, cpu_cores = EXCLUDED.cpu_cores, memory_mb = EXCLUDED.memory_mb,
              network_config = EXCLUDED.network_config, custom_boot_params = EXCLUDED.custom_boot_params,
-             enabled = EXCLUDED.enabled, auto_registered = EXCLUDED.auto_registered",
+             enabled = EXCLUDED.enabled, auto_registered = EXCLUDED.auto_registered,
+             disk_mode = EXCLUDED.disk_mode",
         client.id,
         client.mac_address.to_string(),
         client.hostname,
@@ -129,7 +132,8 @@ async fn save(connection: &mut PgConnection, client: &Client) -> Result<(), sqlx
         config,
         client.custom_boot_params,
         client.enabled,
-        client.auto_registered
+        client.auto_registered,
+        client.disk_mode.as_str()
     )
     .execute(&mut *connection)
     .await?;

@@ -20,6 +20,9 @@ pub(super) struct Row {
     zfs_dataset: Option<String>,
     cmdline: String,
     phone_home: String,
+    boot_method: String,
+    sha256: Option<String>,
+    source_format: Option<String>,
     tags: Option<serde_json::Value>,
     is_template: bool,
     parent_image_id: Option<Uuid>,
@@ -37,7 +40,7 @@ macro_rules! image_rows {
         sqlx::query_as!(
             Row,
             r#"SELECT i.id, i.name, i.description, i.os_type, i.size_bytes, i.format, i.kind, i.path, i.zfs_dataset,
-                   i.cmdline, i.phone_home, i.tags, i.is_template, i.parent_image_id, i.created_at, i.updated_at,
+                   i.cmdline, i.phone_home, i.boot_method, i.sha256::text AS sha256, i.source_format, i.tags, i.is_template, i.parent_image_id, i.created_at, i.updated_at,
                    f.roles AS "roles!", f.positions AS "positions!", f.paths AS "paths!", f.sums AS "sums!", f.sizes AS "sizes!"
                FROM images i CROSS JOIN LATERAL (
                    SELECT coalesce(array_agg(role::text ORDER BY role DESC, position), '{}') AS roles,
@@ -92,6 +95,9 @@ impl Row {
             zfs_dataset: self.zfs_dataset,
             cmdline: self.cmdline,
             phone_home: parse("phone_home", &self.phone_home)?,
+            boot_method: parse("boot method", &self.boot_method)?,
+            sha256: self.sha256,
+            source_format: self.source_format,
             tags: self.tags,
             is_template: self.is_template,
             parent_image_id: self.parent_image_id,
@@ -118,13 +124,14 @@ impl Catalog {
             let mut tx = pool.begin().await?;
             sqlx::query!(
                 "INSERT INTO images (id, name, description, os_type, size_bytes, format, kind, path, zfs_dataset, cmdline,
-                     phone_home, tags, is_template, parent_image_id)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+                     phone_home, tags, is_template, parent_image_id, boot_method, sha256, source_format)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
                  ON CONFLICT (id) DO UPDATE SET name = EXCLUDED.name, description = EXCLUDED.description,
                      os_type = EXCLUDED.os_type, size_bytes = EXCLUDED.size_bytes, format = EXCLUDED.format,
                      kind = EXCLUDED.kind, path = EXCLUDED.path, zfs_dataset = EXCLUDED.zfs_dataset,
                      cmdline = EXCLUDED.cmdline, phone_home = EXCLUDED.phone_home, tags = EXCLUDED.tags,
-                     is_template = EXCLUDED.is_template, parent_image_id = EXCLUDED.parent_image_id",
+                     is_template = EXCLUDED.is_template, parent_image_id = EXCLUDED.parent_image_id,
+                     boot_method = EXCLUDED.boot_method, sha256 = EXCLUDED.sha256, source_format = EXCLUDED.source_format",
                 image.id,
                 image.name,
                 image.description,
@@ -138,7 +145,10 @@ impl Catalog {
                 image.phone_home.as_str(),
                 image.tags,
                 image.is_template,
-                image.parent_image_id
+                image.parent_image_id,
+                image.boot_method.as_str(),
+                image.sha256,
+                image.source_format
             )
             .execute(&mut *tx)
             .await?;

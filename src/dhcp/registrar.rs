@@ -16,7 +16,7 @@ use super::decide::Unknown;
 use super::metrics::{DhcpMetrics, Registration};
 use crate::cache::{Cache, Snapshot};
 use crate::catalog::Catalog;
-use crate::model::{Arch, BootMode, Client, MacAddr, Timestamp};
+use crate::model::{Arch, BootMode, Client, DiskMode, MacAddr, Timestamp};
 
 /// A room that is switched on at once may bring this many new machines in one go.
 const BURST: i64 = 256;
@@ -198,6 +198,7 @@ fn unknown_client(mac: MacAddr, arch: Option<Arch>, now: Timestamp) -> Client {
         network_config: None,
         custom_boot_params: None,
         enabled: false,
+        disk_mode: DiskMode::Ephemeral,
         auto_registered: true,
         created_at: now,
         updated_at: now,

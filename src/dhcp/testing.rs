@@ -8,8 +8,8 @@ use uuid::Uuid;
 use super::packet::Packet as Bytes;
 use super::wire::{Packet, Request, parse};
 use crate::model::{
-    BootMode, Client, Lease, LeaseState, MacAddr, NetworkRange, RangeMode, Serve, Timestamp,
-    UnreadyAction,
+    BootMode, Client, DiskMode, Lease, LeaseState, MacAddr, NetworkRange, RangeMode, Serve,
+    Timestamp, UnreadyAction,
 };
 
 /// Our address in the tests.
@@ -57,6 +57,7 @@ pub(crate) fn client(mac: MacAddr) -> Client {
         network_config: None,
         custom_boot_params: None,
         enabled: true,
+        disk_mode: DiskMode::Ephemeral,
         auto_registered: false,
         created_at: at(0),
         updated_at: at(0),

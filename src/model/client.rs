@@ -18,6 +18,16 @@ words! {
     }
 }
 
+words! {
+    /// What becomes of what a machine writes to its disk.
+    pub enum DiskMode {
+        /// Clean at each boot: the clone belongs to the boot session.
+        Ephemeral = "ephemeral",
+        /// Kept: the clone belongs to client and image.
+        Persistent = "persistent",
+    }
+}
+
 /// A row of `clients` with every MAC address that means it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Client {
@@ -43,6 +53,8 @@ pub struct Client {
     pub network_config: Option<NetworkConfig>,
     /// Appended to the kernel command line.
     pub custom_boot_params: Option<String>,
+    /// Whether its disk is clean at each boot.
+    pub disk_mode: DiskMode,
     /// A disabled client is shown a waiting screen.
     pub enabled: bool,
     /// True where the machine registered itself and nobody has touched it since.

@@ -25,6 +25,18 @@ words! {
     }
 }
 words! {
+    /// How a machine gets at a disk image.
+    pub enum BootMethod {
+        /// The loader boots the disk itself over iSCSI (`sanboot`); the system finds it in
+        /// the iBFT.
+        San = "san",
+        /// Kernel and initrd of the image are loaded, their root is the disk over iSCSI.
+        Iscsi = "iscsi",
+        /// Kernel and initrd of the image are loaded, their root is the disk over NBD.
+        Nbd = "nbd",
+    }
+}
+words! {
     /// What a file of a kernel image is for.
     pub enum FileRole {
         /// The kernel.
@@ -62,11 +74,18 @@ pub struct Image {
     pub format: ImageFormat,
     /// Disk or kernel.
     pub kind: ImageKind,
+    /// How a disk is booted; without meaning for a kernel image.
+    pub boot_method: BootMethod,
+    /// SHA-256 of the disk's content, 64 hex digits in lower case; zeroes count like any byte.
+    /// `None` for kernel images (their files have their own) and disks nobody has hashed.
+    pub sha256: Option<String>,
+    /// The format of the file that a disk was imported from (`raw`, `qcow2`, `vhdx`, `vmdk`).
+    pub source_format: Option<String>,
     /// Path below the storage root.
     pub path: String,
     /// ZFS dataset, where that backend holds it.
     pub zfs_dataset: Option<String>,
-    /// The image's own kernel command line (kernel images).
+    /// The image's own kernel command line (where it has a kernel).
     pub cmdline: String,
     /// Whether the system inside reports itself.
     pub phone_home: PhoneHome,
@@ -80,7 +99,7 @@ pub struct Image {
     pub created_at: Timestamp,
     /// Last change.
     pub updated_at: Timestamp,
-    /// Files of a kernel image: the kernel, then initrds in loading order.
+    /// Files of a kernel image, or of a disk that is not booted by `san`: the kernel, then initrds in loading order.
     pub files: Vec<ImageFile>,
 }
 

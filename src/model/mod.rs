@@ -7,6 +7,7 @@
 pub mod arch;
 pub mod attempt;
 pub mod client;
+pub mod disk;
 pub mod hostname;
 pub mod image;
 pub mod lease;
@@ -16,9 +17,10 @@ pub mod session;
 
 pub use arch::Arch;
 pub use attempt::{Attempt, AttemptOutcome, BootEvent, Stage};
-pub use client::{BootMode, Client, NetworkConfig};
+pub use client::{BootMode, Client, DiskMode, NetworkConfig};
+pub use disk::{DiskIdentity, DiskProtocol};
 pub use hostname::Hostname;
-pub use image::{FileRole, Image, ImageFile, ImageFormat, ImageKind, PhoneHome};
+pub use image::{BootMethod, FileRole, Image, ImageFile, ImageFormat, ImageKind, PhoneHome};
 pub use lease::{Lease, LeaseState};
 pub use mac::MacAddr;
 pub use range::{NetworkRange, Pool, RangeMode, Route, Serve, UnreadyAction};

@@ -1,8 +1,16 @@
-//! Images as bytes on this server. The `directory` backend keeps files below one root.
+//! Images as bytes on this server. Nothing here knows PostgreSQL, sockets or boots.
 //!
-//! Issue 2 serves kernel images: whole files. The two traits for disks (names, bytes) join
-//! this folder with the block backends. Nothing here knows PostgreSQL.
+//! [`directory`]: files of kernel images below one root. Disks: [`block`] is the trait on
+//! bytes, [`volume`] the trait on names, [`memory`] the backend for tests.
 
+pub mod block;
 pub mod directory;
+pub mod memory;
+pub mod volume;
 
+pub use block::{BlockDevice, BlockError, DeviceInfo, Durability, Extent, ExtentKind};
 pub use directory::{Directory, Staged, StorageError};
+pub use volume::{
+    Access, DiskFormat, Imported, Progress, SnapshotId, SnapshotName, Storage, Volume, VolumeError,
+    VolumeInfo,
+};

@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::model::{
-    BootMode, Client, Image, ImageFormat, ImageKind, MacAddr, NetworkRange, PhoneHome, RangeMode,
-    Serve, UnreadyAction,
+    BootMethod, BootMode, Client, DiskMode, Image, ImageFormat, ImageKind, MacAddr, NetworkRange,
+    PhoneHome, RangeMode, Serve, UnreadyAction,
 };
 
 fn map(value: Value) -> Map<String, Value> {
@@ -32,6 +32,7 @@ fn new_client() -> Client {
         network_config: None,
         custom_boot_params: None,
         enabled: true,
+        disk_mode: DiskMode::Ephemeral,
         auto_registered: false,
         created_at: chrono::DateTime::UNIX_EPOCH,
         updated_at: chrono::DateTime::UNIX_EPOCH,
@@ -75,6 +76,9 @@ fn new_image() -> Image {
         path: String::new(),
         zfs_dataset: None,
         cmdline: String::new(),
+        boot_method: BootMethod::San,
+        sha256: None,
+        source_format: None,
         phone_home: PhoneHome::Auto,
         tags: None,
         is_template: false,

@@ -11,7 +11,8 @@ use std::process::Command;
 use dls::dhcp::decide::{Boot, Destination, NakReason, Reply, ReplyKind, Shape};
 use dls::dhcp::wire::{Frame, Packet, Request, encode, parse};
 use dls::model::{
-    BootMode, Client, MacAddr, NetworkRange, RangeMode, Route, Serve, Timestamp, UnreadyAction,
+    BootMode, Client, DiskMode, MacAddr, NetworkRange, RangeMode, Route, Serve, Timestamp,
+    UnreadyAction,
 };
 use uuid::Uuid;
 
@@ -134,6 +135,7 @@ fn client() -> Client {
         network_config: None,
         custom_boot_params: None,
         enabled: true,
+        disk_mode: DiskMode::Ephemeral,
         auto_registered: false,
         created_at: then,
         updated_at: then,

@@ -13,7 +13,7 @@ use dls::dhcp::decide::Loader;
 use dls::dhcp::server::{
     BindError, DhcpMetrics, DhcpOptions, DhcpServer, Handles, Ports, Selection, UnknownClients,
 };
-use dls::model::{Arch, BootMode, Client, NetworkRange, RangeMode, Serve, UnreadyAction};
+use dls::model::{Arch, BootMode, Client, DiskMode, NetworkRange, RangeMode, Serve, UnreadyAction};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -86,6 +86,7 @@ pub(crate) fn client(mac: &str, hostname: &str, address: Option<Ipv4Addr>) -> Cl
         network_config: None,
         custom_boot_params: None,
         enabled: true,
+        disk_mode: DiskMode::Ephemeral,
         auto_registered: false,
         created_at: now,
         updated_at: now,

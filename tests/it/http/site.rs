@@ -13,7 +13,8 @@ use dls::catalog::{Catalog, CatalogOptions};
 use dls::clock::Clock;
 use dls::http::{HttpLimits, HttpMetrics, HttpServer};
 use dls::model::{
-    BootMode, Client, FileRole, Image, ImageFile, ImageFormat, ImageKind, MacAddr, PhoneHome,
+    BootMethod, BootMode, Client, DiskMode, FileRole, Image, ImageFile, ImageFormat, ImageKind,
+    MacAddr, PhoneHome,
 };
 use dls::storage::Directory;
 use prometheus_client::registry::Registry;
@@ -266,6 +267,9 @@ async fn make_image(storage: &Directory, clock: &Clock) -> Image {
         path: format!("images/{id}"),
         zfs_dataset: None,
         cmdline: "console=ttyS0".into(),
+        boot_method: BootMethod::San,
+        sha256: None,
+        source_format: None,
         phone_home: PhoneHome::Auto,
         tags: None,
         is_template: false,
@@ -290,6 +294,7 @@ fn make_client(n: u8, image: Option<Uuid>, clock: &Clock) -> Client {
         network_config: None,
         custom_boot_params: Some("quiet".into()),
         enabled: true,
+        disk_mode: DiskMode::Ephemeral,
         auto_registered: false,
         created_at: clock.now(),
         updated_at: clock.now(),

@@ -18,9 +18,9 @@ use dls::catalog::embedded::{Embedded, choose_user};
 use dls::catalog::{Catalog, CatalogOptions};
 use dls::clock::Clock;
 use dls::model::{
-    Attempt, AttemptOutcome, BootMode, BootSession, Client, FileRole, Image, ImageFile,
-    ImageFormat, ImageKind, Lease, LeaseState, MacAddr, NetworkRange, PhoneHome, Pool, RangeMode,
-    Serve, SessionStatus, Stage, Timestamp, UnreadyAction,
+    Attempt, AttemptOutcome, BootMethod, BootMode, BootSession, Client, DiskMode, FileRole, Image,
+    ImageFile, ImageFormat, ImageKind, Lease, LeaseState, MacAddr, NetworkRange, PhoneHome, Pool,
+    RangeMode, Serve, SessionStatus, Stage, Timestamp, UnreadyAction,
 };
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor};
@@ -215,6 +215,7 @@ pub(crate) fn client(n: u32) -> Client {
         network_config: None,
         custom_boot_params: None,
         enabled: true,
+        disk_mode: DiskMode::Ephemeral,
         auto_registered: false,
         created_at: now(),
         updated_at: now(),
@@ -244,6 +245,9 @@ pub(crate) fn image(name: &str) -> Image {
         path: format!("images/{id}"),
         zfs_dataset: None,
         cmdline: "console=ttyS0".to_owned(),
+        boot_method: BootMethod::San,
+        sha256: None,
+        source_format: None,
         phone_home: PhoneHome::Auto,
         tags: Some(serde_json::json!({"site": "lab"})),
         is_template: false,

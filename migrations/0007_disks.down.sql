@@ -1,0 +1,32 @@
+DROP TRIGGER clients_notify ON clients;
+CREATE TRIGGER clients_notify AFTER INSERT OR DELETE OR TRUNCATE OR UPDATE OF id, mac_address, hostname, ip_address,
+        assigned_image_id, boot_mode, cpu_cores, memory_mb, network_config, custom_boot_params, enabled, auto_registered, created_at
+    ON clients FOR EACH STATEMENT EXECUTE FUNCTION dls_notify_configuration();
+DROP TRIGGER update_clients_updated_at ON clients;
+CREATE TRIGGER update_clients_updated_at BEFORE UPDATE OF id, mac_address, hostname, ip_address, assigned_image_id, boot_mode,
+        cpu_cores, memory_mb, network_config, custom_boot_params, enabled, auto_registered, created_at ON clients
+    FOR EACH ROW EXECUTE FUNCTION update_updated_at_column();
+DROP TRIGGER clients_normalise ON clients;
+CREATE TRIGGER clients_normalise BEFORE INSERT OR UPDATE OF mac_address, hostname, ip_address, assigned_image_id, boot_mode,
+        cpu_cores, memory_mb, network_config, custom_boot_params, enabled, auto_registered ON clients
+    FOR EACH ROW EXECUTE FUNCTION dls_clients_normalise();
+CREATE OR REPLACE FUNCTION dls_clients_normalise() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.mac_address := dls_normal_mac(NEW.mac_address);
+    IF family(NEW.ip_address) = 4 THEN
+        NEW.ip_address := host(NEW.ip_address)::inet;
+    END IF;
+    IF TG_OP = 'UPDATE' AND OLD.auto_registered AND NEW.auto_registered
+       AND (NEW.mac_address, NEW.hostname, NEW.ip_address, NEW.assigned_image_id, NEW.boot_mode, NEW.cpu_cores,
+            NEW.memory_mb, NEW.network_config, NEW.custom_boot_params, NEW.enabled)
+           IS DISTINCT FROM
+           (OLD.mac_address, OLD.hostname, OLD.ip_address, OLD.assigned_image_id, OLD.boot_mode, OLD.cpu_cores,
+            OLD.memory_mb, OLD.network_config, OLD.custom_boot_params, OLD.enabled) THEN
+        NEW.auto_registered := FALSE;
+    END IF;
+    RETURN NEW;
+END;
+$$;
+
+ALTER TABLE clients DROP COLUMN disk_mode;
+ALTER TABLE images DROP COLUMN boot_method, DROP COLUMN sha256, DROP COLUMN source_format;

@@ -1,0 +1,7 @@
+//! Disks on the wire: one folder per protocol, each `wire` (bytes <-> types), `machine`
+//! (negotiation, pure) and `server` (sockets, threads), over
+//! [`BlockDevice`](crate::storage::BlockDevice). Who may have which disk is
+//! [`boot::disks`](crate::boot::disks)' business.
+
+pub mod iscsi;
+pub mod nbd;
