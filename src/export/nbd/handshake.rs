@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::connection::{Connection, Serving};
 use super::line::NbdLine;
 use super::machine::negotiation::LONGEST_OPTION;
-use super::machine::{Disk, Ending, Export, Negotiation, Opening, Refused, Turn, Way};
+use super::machine::{Disk, Export, Negotiation, Opening, Refused, Turn, Way};
 use super::metrics::{Attach, End, NbdMetrics};
 use super::outlet::halves;
 use super::server::{Lines, MultiConn, NbdLimits};

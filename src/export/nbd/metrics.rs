@@ -59,8 +59,6 @@ pub(super) enum End {
     Lost,
     /// A request that is none.
     BadRequest,
-    /// A long simple reply could not be finished.
-    BrokenReply,
     /// The server stopped.
     Stopped,
     /// A thread could not be made.
@@ -109,7 +107,6 @@ impl End {
             Self::Disconnected => "disconnected",
             Self::Lost => "lost",
             Self::BadRequest => "bad_request",
-            Self::BrokenReply => "broken_reply",
             Self::Stopped => "stopped",
             Self::NoThread => "no_thread",
         }
