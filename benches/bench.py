@@ -186,6 +186,48 @@ def measure_iscsi(folder, base):
     return figures
 
 
+def measure_store(folder, base):
+    """Clones, and an import beside qemu-img with a sync and one pass of sha256."""
+    if "clone" not in modes():
+        return []
+    env = dict(os.environ, TMPDIR=folder)
+    done = subprocess.run([OURS, "clones", base], capture_output=True, text=True, env=env,
+                          check=True)
+    times = json.loads(done.stdout)
+    lines = ["## Clones and imports", "",
+             "| | make, ms | open, ms |", "|---|---|---|"]
+    for count, (made, opened) in times.items():
+        lines.append(f"| a clone, when there are {int(count):,} | {made:.2f} | {opened:.2f} |")
+    source, raw = os.path.join(folder, "source.qcow2"), os.path.join(folder, "double.img")
+    with open(raw, "wb") as double:
+        for _ in range(2):
+            with open(base, "rb") as one:
+                shutil.copyfileobj(one, double, 1 << 20)
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, source], check=True)
+    os.unlink(raw)
+    os.sync()
+    ours, theirs = [], []
+    target = os.path.join(folder, "target.img")
+    for round_ in range(min(ROUNDS, 3)):
+        done = subprocess.run([OURS, "import", source], capture_output=True, text=True, env=env,
+                              check=True)
+        ours.append(float(done.stdout))
+        begin = time.monotonic()
+        subprocess.run(["qemu-img", "convert", "-t", "none", "-O", "raw", source, target],
+                       check=True)
+        subprocess.run(["sync", target], check=True)
+        subprocess.run(["sha256sum", source], check=True, stdout=subprocess.DEVNULL)
+        theirs.append(time.monotonic() - begin)
+        os.unlink(target)
+        print(f"import: round {round_ + 1}", flush=True)
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs))
+    return lines + [
+        "",
+        f"Import of a qcow2 of 2 GiB (random bytes), hashed, verified and synced: "
+        f"{statistics.median(ours):.1f} s; `qemu-img convert -t none`, sync, sha256sum: "
+        f"{statistics.median(theirs):.1f} s; **{ratio:.2f}** times as long.", ""]
+
+
 def table(title, cases, figures, ours, against):
     units = {case: unit for case, _, unit in cases}
     names = list(next(iter(figures.values())))
@@ -214,6 +256,7 @@ def main():
         os.chmod(base, 0o644)
         nbd = measure_nbd(folder, base)
         iscsi = measure_iscsi(folder, base)
+        store = measure_store(folder, base)
         with open("/proc/cpuinfo") as info:
             cpu = re.search(r"model name\s*: (.*)", info.read())
         commit = said("git", "rev-parse", "--short", "HEAD")
@@ -240,7 +283,7 @@ def main():
                   ""]
         if iscsi:
             lines += table("iSCSI (iscsi-perf)", ISCSI_CASES, iscsi, "dls", ["tgt"])
-        text = "\n".join(lines)
+        text = "\n".join(lines + store)
         print(text)
         with open("benches/RESULTS.md", "w") as results:
             results.write(text)

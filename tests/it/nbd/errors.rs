@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use dls::boot::disks::Line as _;
 use dls::storage::{Access, BlockDevice, BlockError, DeviceInfo, Durability, Extent};
 
 use super::raw::Client;
@@ -126,8 +125,8 @@ async fn an_error_reaches_its_request_and_nothing_else() {
             let mut other = Client::ready(address, structured);
             for (at, errno) in [(BROKEN, 5), (FULL, 28), (FENCED, 108)] {
                 // In the middle of a read of every size that is answered in another way.
-                for length in [4096, 100_000, 300_000, 3 << 20] {
-                    let offset = at.saturating_sub(u64::from(length) - 4096);
+                for length in [4096_u64, 100_000, 300_000, 3 << 20] {
+                    let offset = at.saturating_sub(length - 4096);
                     let length = u32::try_from(at + 4096 - offset).unwrap();
                     let expected = if offset <= BROKEN { 5 } else { errno };
                     let answer = client.exchange(0, 0, offset, length, &[]);

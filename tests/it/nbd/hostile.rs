@@ -281,13 +281,19 @@ async fn hostile_crowds_of_one_address_are_kept_out() {
         assert_eq!((error, text.contains("too many")), (2, true));
         assert_eq!(door.attached(), 2, "nothing was opened for it");
         let _waiting: Vec<_> = (0..3).map(|_| Client::greeted(address)).collect();
-        assert!(Client { stream: connect(address) }.is_closed());
+        assert!(
+            Client {
+                stream: connect(address)
+            }
+            .is_closed()
+        );
         lives(&mut first);
     })
     .await;
-    assert!(server.counted(
-        "nbd_connections_refused_total{reason=\"too_many_handshakes_of_address\"} 1"
-    ));
+    assert!(
+        server
+            .counted("nbd_connections_refused_total{reason=\"too_many_handshakes_of_address\"} 1")
+    );
     server.stop().await;
 }
 

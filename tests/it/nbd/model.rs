@@ -30,7 +30,10 @@ impl Random {
 }
 
 fn number(name: &str, default: u64) -> u64 {
-    #[expect(clippy::disallowed_methods, reason = "a test is told by its environment")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a test is told by its environment"
+    )]
     let value = std::env::var(name);
     value.ok().and_then(|v| v.parse().ok()).unwrap_or(default)
 }

@@ -13,8 +13,8 @@
 
 use super::super::wire::Reader;
 use super::super::wire::handshake::{
-    self as wire, InfoRequest, LONGEST_STRING, MetaRequest, OPTION_HEADER, OptionCode,
-    OptionError, OptionHeader, Wanted,
+    self as wire, InfoRequest, LONGEST_STRING, MetaRequest, OPTION_HEADER, OptionCode, OptionError,
+    OptionHeader, Wanted,
 };
 use super::super::wire::transmission::ALLOCATION_ID;
 
@@ -519,7 +519,10 @@ mod tests {
         let mut machine = begun(Offer::NoTls);
         let (out, _) = talk(&mut machine, &option(8, &[]));
         assert_eq!(kind(&out), 1);
-        talk(&mut machine, &option(10, &meta("disk", &["base:allocation"])));
+        talk(
+            &mut machine,
+            &option(10, &meta("disk", &["base:allocation"])),
+        );
         let (out, turn) = talk(&mut machine, &option(7, &go("disk")));
         assert!(out.is_empty(), "nothing is said before the disk is open");
         let Turn::Open(opening) = turn else {
@@ -567,7 +570,10 @@ mod tests {
     fn tls_forgets_what_came_before() {
         let mut machine = begun(Offer::Tls);
         talk(&mut machine, &option(8, &[]));
-        talk(&mut machine, &option(10, &meta("disk", &["base:allocation"])));
+        talk(
+            &mut machine,
+            &option(10, &meta("disk", &["base:allocation"])),
+        );
         let (out, turn) = talk(&mut machine, &option(5, &[]));
         assert_eq!((kind(&out), turn), (1, Turn::StartTls));
         let mut machine = machine.secured();

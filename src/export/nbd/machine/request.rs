@@ -169,7 +169,11 @@ pub fn judge(request: &Request, disk: &Disk) -> Result<Act, Unlawful> {
     if request.command == 3 {
         // "Both the offset and the length must be zero."
         let plain = request.offset == 0 && request.length == 0;
-        return if plain { Ok(Act::Flush) } else { Err(Unlawful::Shape) };
+        return if plain {
+            Ok(Act::Flush)
+        } else {
+            Err(Unlawful::Shape)
+        };
     }
     let end = request.offset.checked_add(u64::from(request.length));
     if end.is_none_or(|end| end > disk.size) {
@@ -294,7 +298,10 @@ mod tests {
             let found = judge(&request(command, 0, 0, 1), &disk);
             assert_eq!(found, Err(Unlawful::ReadOnly));
         }
-        assert_eq!(judge(&request(0, FLAG_DF, 0, 1), &disk), Err(Unlawful::Flags));
+        assert_eq!(
+            judge(&request(0, FLAG_DF, 0, 1), &disk),
+            Err(Unlawful::Flags)
+        );
         assert_eq!(judge(&request(7, 0, 0, 1), &disk), Err(Unlawful::NoContext));
     }
 
