@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::admin::{self, AdminMetrics, AdminServer};
+use crate::admin::{self, AdminMetrics, AdminServer, ImageLimits};
 use crate::boot::files::{Files, FilesOptions};
 use crate::boot::session::{Rules, Timings};
 use crate::boot::tracker::{Caps, Tracker};
@@ -30,7 +30,8 @@ use crate::config::{Config, DatabaseUrl, UnknownClients};
 use crate::dhcp::server::{self as dhcp, DhcpMetrics, DhcpOptions, DhcpServer, Selection};
 use crate::http::{HttpLimits, HttpMetrics, HttpServer};
 use crate::privileges::{self, Became};
-use crate::storage::Directory;
+use crate::storage::memory::Memory;
+use crate::storage::{Directory, Pending, Storage, Uploads};
 use crate::telemetry;
 use crate::tftp::metrics::TftpMetrics;
 use crate::tftp::room::boot_room;
@@ -133,7 +134,10 @@ async fn operate(
     };
     let (catalog, cache) = opened?;
     let storage = Directory::open(&config.storage_path()).await?;
-    compare_storage(&storage, &cache).await;
+    let pending = Pending::open(storage.root())?;
+    let uploads = Uploads::open(storage.root())?;
+    let disks: Arc<dyn Storage> = Arc::new(Memory::new());
+    admin::tell(&storage, &*disks, &cache.get(), &pending.list()?).await;
 
     let rules = Rules {
         timings: Timings::with(config.boot.stall_seconds, config.boot.os_seconds),
@@ -199,6 +203,13 @@ async fn operate(
         cache: cache.clone(),
         tracker: tracker.clone(),
         storage,
+        disks,
+        uploads,
+        pending,
+        limits: ImageLimits {
+            upload_bytes: config.storage.upload_limit_gib << 30,
+        },
+        clock: clock.clone(),
         token: admin::auth::token_file(&config.state_dir)?,
         registry: Arc::new(registry),
         metrics: admin_metrics,
@@ -297,34 +308,6 @@ async fn open_catalog(
         .await
         .context("reading the catalog")?;
     Ok((catalog, cache))
-}
-
-/// Says where files and catalog do not agree (a crash between the two, or a database that was
-/// restored). Nothing is deleted: which side is right is for a person to say.
-async fn compare_storage(storage: &Directory, cache: &Cache) {
-    let snapshot = cache.get();
-    let stored = match storage.images().await {
-        Ok(stored) => stored,
-        Err(e) => {
-            tracing::warn!(error = %e, "stored images can't be listed");
-            return;
-        }
-    };
-    for id in stored.iter().filter(|id| snapshot.image(**id).is_none()) {
-        tracing::warn!(
-            image.id = %id,
-            path = %storage.root().join("images").join(id.to_string()).display(),
-            "files of an image that is not in the catalog: remove them, or restore its row"
-        );
-    }
-    for image in snapshot.images().filter(|image| !image.files.is_empty()) {
-        if !stored.contains(&image.id) {
-            tracing::warn!(
-                image.id = %image.id, image.name,
-                "an image of the catalog has no files on this server: its machines will wait"
-            );
-        }
-    }
 }
 
 fn dhcp_options(config: &Config, server_id: Uuid, http_port: u16) -> DhcpOptions {

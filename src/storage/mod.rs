@@ -1,15 +1,21 @@
 //! Images as bytes on this server. Nothing here knows PostgreSQL, sockets or boots.
 //!
 //! [`directory`]: files of kernel images below one root. Disks: [`block`] is the trait on
-//! bytes, [`volume`] the trait on names, [`memory`] the backend for tests.
+//! bytes, [`volume`] the trait on names, [`memory`] the backend for tests. On the way in:
+//! [`uploads`] (files in pieces), [`magic`] (what they are), [`pending`] (what was begun).
 
 pub mod block;
 pub mod directory;
+pub mod magic;
 pub mod memory;
+pub mod pending;
+pub mod uploads;
 pub mod volume;
 
 pub use block::{BlockDevice, BlockError, DeviceInfo, Durability, Extent, ExtentKind};
 pub use directory::{Directory, Staged, StorageError};
+pub use pending::Pending;
+pub use uploads::{Held, Hold, Standing, Upload, Uploads};
 pub use volume::{
     Access, DiskFormat, Imported, Progress, SnapshotId, SnapshotName, Storage, Volume, VolumeError,
     VolumeInfo,

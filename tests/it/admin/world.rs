@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dls::admin::auth::{token_file, token_path};
-use dls::admin::{AdminMetrics, AdminServer, Handles, Part};
+use dls::admin::{AdminMetrics, AdminServer, Handles, ImageLimits, Part};
 use dls::boot::session::Rules;
 use dls::boot::tracker::{Caps, Tracker};
 use dls::cache::Cache;
@@ -73,6 +73,13 @@ impl World {
             cache: cache.clone(),
             tracker: tracker.clone(),
             storage,
+            disks,
+            uploads,
+            pending,
+            limits: ImageLimits {
+                upload_bytes: 1 << 30,
+            },
+            clock: clock.clone(),
             token: token.clone(),
             registry: Arc::new(registry),
             metrics,
