@@ -11,6 +11,7 @@ mod parts;
 mod psql;
 mod state;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::admin::{self, AdminMetrics, AdminServer, ImageLimits};
+use crate::boot::disks::Disks;
 use crate::boot::files::{Files, FilesOptions};
 use crate::boot::session::{Rules, Timings};
 use crate::boot::tracker::{Caps, Tracker};
@@ -30,8 +32,8 @@ use crate::config::{Config, DatabaseUrl, UnknownClients};
 use crate::dhcp::server::{self as dhcp, DhcpMetrics, DhcpOptions, DhcpServer, Selection};
 use crate::http::{HttpLimits, HttpMetrics, HttpServer};
 use crate::privileges::{self, Became};
-use crate::storage::memory::Memory;
-use crate::storage::{Directory, Pending, Storage, Uploads};
+use crate::storage::disks::TABLE_CACHE;
+use crate::storage::{Directory, DiskStore, Pending, Storage, Uploads};
 use crate::telemetry;
 use crate::tftp::metrics::TftpMetrics;
 use crate::tftp::room::boot_room;
@@ -136,8 +138,8 @@ async fn operate(
     let storage = Directory::open(&config.storage_path()).await?;
     let pending = Pending::open(storage.root())?;
     let uploads = Uploads::open(storage.root())?;
-    let disks: Arc<dyn Storage> = Arc::new(Memory::new());
-    admin::tell(&storage, &*disks, &cache.get(), &pending.list()?).await;
+    let store = disk_store(storage.root()).await?;
+    admin::tell(&storage, &*store, &cache.get(), &pending.list()?).await;
 
     let rules = Rules {
         timings: Timings::with(config.boot.stall_seconds, config.boot.os_seconds),
@@ -155,16 +157,19 @@ async fn operate(
     if resumed > 0 {
         tracing::info!(attempts = resumed, "going on with boots that were open");
     }
+    let disks = Disks::new(cache.view(), tracker.clone(), store.clone(), clock.clone());
     let files = Files::new(
         cache.view(),
         tracker.clone(),
         clock.clone(),
         storage.clone(),
+        disks.clone(),
         FilesOptions {
             loader_dirs: vec![config.boot.loader_dir.clone()],
             default_image: config.boot.default_image.clone(),
             http_port: doors.http.local_addr().port(),
             wait_seconds: config.boot.wait_seconds,
+            disk_ports: (config.iscsi.listen.port(), config.nbd.listen.port()),
         },
     );
 
@@ -178,6 +183,7 @@ async fn operate(
     tftp_metrics.register(&mut registry);
     http_metrics.register(&mut registry);
     tracker.metrics().register(&mut registry);
+    disks.metrics().register(&mut registry);
     let admin_metrics = AdminMetrics::register(&mut registry);
 
     let mut dhcp = DhcpServer::new(
@@ -203,7 +209,7 @@ async fn operate(
         cache: cache.clone(),
         tracker: tracker.clone(),
         storage,
-        disks,
+        disks: store,
         uploads,
         pending,
         limits: ImageLimits {
@@ -308,6 +314,13 @@ async fn open_catalog(
         .await
         .context("reading the catalog")?;
     Ok((catalog, cache))
+}
+
+/// Opens the store of disks, putting right what a crash has left there.
+async fn disk_store(root: &Path) -> anyhow::Result<Arc<dyn Storage>> {
+    let path = root.to_owned();
+    let opened = tokio::task::spawn_blocking(move || DiskStore::open(&path, TABLE_CACHE)).await?;
+    Ok(Arc::new(opened.context("opening the store of disks")?))
 }
 
 fn dhcp_options(config: &Config, server_id: Uuid, http_port: u16) -> DhcpOptions {

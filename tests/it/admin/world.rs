@@ -12,7 +12,7 @@ use dls::boot::tracker::{Caps, Tracker};
 use dls::cache::Cache;
 use dls::catalog::Catalog;
 use dls::clock::Clock;
-use dls::storage::Directory;
+use dls::storage::{Directory, DiskStore, Pending, Storage, Uploads};
 use dls::validate::Strictness;
 use prometheus_client::registry::Registry;
 use reqwest::{Method, RequestBuilder, Response};
@@ -58,6 +58,9 @@ impl World {
         );
         let dir = state_dir();
         let storage = Directory::open(&dir.path().join("storage")).await.unwrap();
+        let root = storage.root().to_owned();
+        let (uploads, pending) = (Uploads::open(&root).unwrap(), Pending::open(&root).unwrap());
+        let disks: Arc<dyn Storage> = Arc::new(DiskStore::open(&root, 1 << 20).unwrap());
         let token = token_file(dir.path()).unwrap();
         let mut registry = Registry::with_prefix("dls");
         let metrics = AdminMetrics::register(&mut registry);
