@@ -172,6 +172,8 @@ pub struct Storage {
     pub backend: StorageBackend,
     /// The root; default: `storage` in `state_dir`.
     pub path: Option<PathBuf>,
+    /// Most GiB of an uploaded disk file.
+    pub upload_limit_gib: u64,
 }
 
 /// What happens to machines nobody has registered.
@@ -313,6 +315,7 @@ impl Default for Storage {
         Self {
             backend: StorageBackend::Directory,
             path: None,
+            upload_limit_gib: 4096,
         }
     }
 }
@@ -473,6 +476,10 @@ impl Config {
         if let Some(path) = lookup("DLS_STORAGE_PATH") {
             self.storage.path = Some(PathBuf::from(path));
         }
+        set.parsed(
+            "DLS_STORAGE_UPLOAD_LIMIT_GIB",
+            &mut self.storage.upload_limit_gib,
+        )?;
         set.parsed("DLS_BOOT_LOADER_DIR", &mut self.boot.loader_dir)?;
         set.word("DLS_BOOT_UNKNOWN_CLIENTS", &mut self.boot.unknown_clients)?;
         set.parsed("DLS_BOOT_UNKNOWN_LIMIT", &mut self.boot.unknown_limit)?;
@@ -539,6 +546,10 @@ impl Config {
                 "storage.path: must be an absolute path".into(),
             );
         }
+        require(
+            (1..=65_536).contains(&self.storage.upload_limit_gib),
+            "storage.upload_limit_gib: must be between 1 and 65536".into(),
+        );
         for (a, b) in self.clashes() {
             require(false, format!("{a} and {b}: both take the same port"));
         }

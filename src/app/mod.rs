@@ -11,6 +11,7 @@ mod parts;
 mod psql;
 mod state;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::admin::{self, AdminMetrics, AdminServer};
+use crate::admin::{self, AdminMetrics, AdminServer, ImageLimits};
 use crate::boot::disks::Disks;
 use crate::boot::files::{Files, FilesOptions};
 use crate::boot::session::{Rules, Timings};
@@ -31,7 +32,8 @@ use crate::config::{Config, DatabaseUrl, UnknownClients};
 use crate::dhcp::server::{self as dhcp, DhcpMetrics, DhcpOptions, DhcpServer, Selection};
 use crate::http::{HttpLimits, HttpMetrics, HttpServer};
 use crate::privileges::{self, Became};
-use crate::storage::Directory;
+use crate::storage::disks::TABLE_CACHE;
+use crate::storage::{Directory, DiskStore, Pending, Storage, Uploads};
 use crate::telemetry;
 use crate::tftp::metrics::TftpMetrics;
 use crate::tftp::room::boot_room;
@@ -134,7 +136,10 @@ async fn operate(
     };
     let (catalog, cache) = opened?;
     let storage = Directory::open(&config.storage_path()).await?;
-    compare_storage(&storage, &cache).await;
+    let pending = Pending::open(storage.root())?;
+    let uploads = Uploads::open(storage.root())?;
+    let store = disk_store(storage.root()).await?;
+    admin::tell(&storage, &*store, &cache.get(), &pending.list()?).await;
 
     let rules = Rules {
         timings: Timings::with(config.boot.stall_seconds, config.boot.os_seconds),
@@ -152,7 +157,7 @@ async fn operate(
     if resumed > 0 {
         tracing::info!(attempts = resumed, "going on with boots that were open");
     }
-    let disks = Disks::new(cache.view(), tracker.clone(), disk_store(), clock.clone());
+    let disks = Disks::new(cache.view(), tracker.clone(), store.clone(), clock.clone());
     let files = Files::new(
         cache.view(),
         tracker.clone(),
@@ -204,6 +209,13 @@ async fn operate(
         cache: cache.clone(),
         tracker: tracker.clone(),
         storage,
+        disks: store,
+        uploads,
+        pending,
+        limits: ImageLimits {
+            upload_bytes: config.storage.upload_limit_gib << 30,
+        },
+        clock: clock.clone(),
         token: admin::auth::token_file(&config.state_dir)?,
         registry: Arc::new(registry),
         metrics: admin_metrics,
@@ -304,37 +316,11 @@ async fn open_catalog(
     Ok((catalog, cache))
 }
 
-/// Where disks lie.
-fn disk_store() -> Arc<dyn crate::storage::Storage> {
-    Arc::new(crate::storage::memory::Memory::new())
-}
-
-/// Says where files and catalog do not agree (a crash between the two, or a database that was
-/// restored). Nothing is deleted: which side is right is for a person to say.
-async fn compare_storage(storage: &Directory, cache: &Cache) {
-    let snapshot = cache.get();
-    let stored = match storage.images().await {
-        Ok(stored) => stored,
-        Err(e) => {
-            tracing::warn!(error = %e, "stored images can't be listed");
-            return;
-        }
-    };
-    for id in stored.iter().filter(|id| snapshot.image(**id).is_none()) {
-        tracing::warn!(
-            image.id = %id,
-            path = %storage.root().join("images").join(id.to_string()).display(),
-            "files of an image that is not in the catalog: remove them, or restore its row"
-        );
-    }
-    for image in snapshot.images().filter(|image| !image.files.is_empty()) {
-        if !stored.contains(&image.id) {
-            tracing::warn!(
-                image.id = %image.id, image.name,
-                "an image of the catalog has no files on this server: its machines will wait"
-            );
-        }
-    }
+/// Opens the store of disks, putting right what a crash has left there.
+async fn disk_store(root: &Path) -> anyhow::Result<Arc<dyn Storage>> {
+    let path = root.to_owned();
+    let opened = tokio::task::spawn_blocking(move || DiskStore::open(&path, TABLE_CACHE)).await?;
+    Ok(Arc::new(opened.context("opening the store of disks")?))
 }
 
 fn dhcp_options(config: &Config, server_id: Uuid, http_port: u16) -> DhcpOptions {
