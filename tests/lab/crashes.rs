@@ -27,6 +27,11 @@ impl Dice {
         Self(seed)
     }
 
+    /// With a seed of one's own.
+    pub(crate) const fn of(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// A number below `bound`.
     pub(crate) const fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);

@@ -1,8 +1,11 @@
 //! A diskless machine: QEMU with real firmware on a tap of the lab's bridge. Its console is
-//! a file that tests watch. Must not know what serves it.
+//! a file that tests watch, and a line that they type on. Must not know what serves it.
 
+use std::cell::Cell;
 use std::fs;
-use std::path::PathBuf;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -24,6 +27,8 @@ pub(crate) enum Firmware {
 pub(crate) struct Machine {
     qemu: Child,
     console: PathBuf,
+    /// Where the console's page begins that is looked at.
+    page: Cell<usize>,
     tap: String,
     namespace: String,
 }
@@ -58,12 +63,23 @@ impl Board {
         let console = lab.path().join(format!("console-{tap}.log"));
         let lan = lab.namespace("lan");
         let mut args: Vec<String> =
-            "-accel tcg,thread=multi -cpu max -m 512 -display none -vga none -monitor none"
+            "-accel tcg,thread=multi -cpu max -m 512 -display none -vga none"
                 .split(' ')
                 .map(str::to_owned)
                 .collect();
         let mut add = |text: String| args.extend(text.split(' ').map(str::to_owned));
-        add(format!("-serial file:{}", console.display()));
+        // With nobody at the other end what it says goes to the file all the same.
+        let line = socket(&console, "line");
+        add(format!(
+            "-chardev socket,id=line,path={},server=on,wait=off,logfile={} -serial chardev:line",
+            line.display(),
+            console.display()
+        ));
+        let monitor = socket(&console, "monitor");
+        add(format!(
+            "-monitor unix:{},server=on,wait=off",
+            monitor.display()
+        ));
         add(format!(
             "-netdev tap,id=n,ifname={tap},script=no,downscript=no"
         ));
@@ -106,16 +122,65 @@ impl Board {
         Machine {
             qemu,
             console,
+            page: Cell::new(0),
             tap,
             namespace: lan,
         }
     }
 }
 
+/// A socket of the machine, beside its console's file.
+fn socket(console: &Path, name: &str) -> PathBuf {
+    console.with_extension(name)
+}
+
 impl Machine {
-    /// All that the console has shown.
+    /// What the console has shown since the page was turned.
     pub(crate) fn console(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
+        let all = fs::read(&self.console).unwrap_or_default();
+        let page = all.get(self.page.get()..).unwrap_or_default();
+        String::from_utf8_lossy(page).into_owned()
+    }
+
+    /// What the console has shown so far is looked at no more.
+    pub(crate) fn turn_page(&self) {
+        let length = fs::metadata(&self.console).map_or(0, |m| m.len());
+        self.page
+            .set(usize::try_from(length).expect("a console's length"));
+    }
+
+    /// Types a line on its console.
+    pub(crate) fn enter(&self, line: &str) {
+        let mut keys = self.connect("line");
+        keys.write_all(format!("{line}\n").as_bytes())
+            .expect("a key");
+        // QEMU drops what it has not read yet when the other end hangs up.
+        std::thread::sleep(Duration::from_millis(300));
+    }
+
+    /// Logs in as root at the prompt that is there, and makes the shell quiet: from now on
+    /// the console shows what commands say and nothing of what was typed.
+    pub(crate) fn log_in(&mut self) {
+        self.enter("root");
+        self.expect("root@", Duration::from_secs(60));
+        self.enter("stty -echo; PS1=; PS2=; echo LAB''-SHELL");
+        self.expect("LAB-SHELL", Duration::from_secs(30));
+        self.turn_page();
+    }
+
+    /// The reset button.
+    pub(crate) fn reset(&self) {
+        self.turn_page();
+        let mut monitor = self.connect("monitor");
+        monitor.write_all(b"system_reset\n").expect("the monitor");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+
+    fn connect(&self, name: &str) -> UnixStream {
+        let path = socket(&self.console, name);
+        wait_for("the machine's socket", Duration::from_secs(10), || {
+            UnixStream::connect(&path).ok()
+        })
     }
 
     /// Waits until the console has shown the text.
@@ -148,6 +213,11 @@ impl Machine {
     /// Pulls the network cable.
     pub(crate) fn pull_cable(&self, lab: &Lab) {
         lab.ip(&self.namespace, &format!("link set {} down", self.tap));
+    }
+
+    /// Puts it back.
+    pub(crate) fn plug_cable(&self, lab: &Lab) {
+        lab.ip(&self.namespace, &format!("link set {} up", self.tap));
     }
 
     /// Pulls the plug.

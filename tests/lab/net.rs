@@ -205,6 +205,18 @@ impl Lab {
         pid
     }
 
+    /// Ends all programs of that name (the kernel's: 15 characters) in this lab.
+    pub(crate) fn end_all(&self, program: &str) {
+        for namespace in self.namespaces.borrow().iter() {
+            for pid in pids(namespace) {
+                let comm = fs::read_to_string(format!("/proc/{pid}/comm"));
+                if comm.is_ok_and(|name| name.trim() == program) {
+                    let _ = kill(pid, Signal::SIGKILL);
+                }
+            }
+        }
+    }
+
     /// This test's directory.
     pub(crate) fn path(&self) -> &Path {
         self.dir.path()
@@ -236,18 +248,22 @@ impl Drop for Lab {
     }
 }
 
-/// Kills all that runs in a namespace of ours, then deletes it.
-fn remove(namespace: &str) {
+/// What runs in a namespace.
+fn pids(namespace: &str) -> Vec<Pid> {
     let pids = Command::new("ip")
         .args(["netns", "pids", namespace])
         .output();
-    for line in pids
-        .iter()
-        .flat_map(|o| std::str::from_utf8(&o.stdout).unwrap_or_default().lines())
-    {
-        if let Ok(pid) = line.trim().parse() {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+    let text = pids.map(|o| o.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&text)
+        .lines()
+        .filter_map(|line| line.trim().parse().ok().map(Pid::from_raw))
+        .collect()
+}
+
+/// Kills all that runs in a namespace of ours, then deletes it.
+fn remove(namespace: &str) {
+    for pid in pids(namespace) {
+        let _ = kill(pid, Signal::SIGKILL);
     }
     let _ = Command::new("ip")
         .args(["netns", "delete", namespace])

@@ -52,6 +52,40 @@ impl TestSystem {
     }
 }
 
+/// The Debian disk, and kernel and initrd of the same system.
+pub(crate) struct DebianDisk {
+    dir: PathBuf,
+}
+
+impl DebianDisk {
+    /// Builds it, or finds it in the cache.
+    pub(crate) fn build() -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/disk/build");
+        let dir = PathBuf::from(finish(&mut Command::new(script)).trim());
+        Self { dir }
+    }
+
+    /// One of its files: `disk.img`, `kernel`, `initrd`.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// SHA-256 of the disk, in hex.
+    pub(crate) fn sha256(&self) -> String {
+        self.text("sha256")
+    }
+
+    /// UUID of its root file system.
+    pub(crate) fn root(&self) -> String {
+        self.text("root-uuid")
+    }
+
+    fn text(&self, name: &str) -> String {
+        let text = fs::read_to_string(self.dir.join(name)).expect("a file of the disk");
+        text.trim().to_owned()
+    }
+}
+
 impl<'a> Dls<'a> {
     /// Writes a configuration (defaults, quick looks while waiting, and `[boot]` lines of
     /// the test), starts the server and waits until it is ready.
