@@ -191,6 +191,7 @@ async fn operate(
             cache: cache.clone(),
             catalog: catalog.clone(),
             tracker: tracker.clone(),
+            disks: disks.clone(),
             clock: clock.clone(),
             metrics: dhcp_metrics,
             loader_for: {
@@ -235,6 +236,10 @@ async fn operate(
     running.add("cache", "follows the catalog", {
         let (cache, edges) = (cache.clone(), edges.clone());
         async move { cache.follow(edges).await }
+    });
+    running.add("disks", "", {
+        let (disks, catalog, edges) = (disks.clone(), catalog.clone(), edges.clone());
+        async move { disks.keep(catalog, edges).await }
     });
     running.add(
         "heartbeat",
