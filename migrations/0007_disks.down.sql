@@ -1,3 +1,34 @@
+DROP VIEW client_disks;
+DROP TABLE clones;
+
+CREATE OR REPLACE VIEW slow_stages AS
+SELECT stage,
+       count(*) AS times,
+       percentile_disc(0.5) WITHIN GROUP (ORDER BY step_seconds) AS p50_seconds,
+       percentile_disc(0.95) WITHIN GROUP (ORDER BY step_seconds) AS p95_seconds,
+       max(step_seconds) AS max_seconds
+FROM boot_timeline
+WHERE at > now() - interval '7 days'
+GROUP BY stage
+ORDER BY p95_seconds DESC NULLS LAST;
+
+DELETE FROM boot_events WHERE stage IN ('disk_attached', 'disk_read', 'disk_written', 'disk_detached');
+ALTER TABLE boot_events
+    DROP CONSTRAINT boot_events_stage_check,
+    ADD CONSTRAINT boot_events_stage_check CHECK (stage IN ('discover', 'offer', 'lease', 'loader_offered', 'loader_requested',
+        'loader_sent', 'loader_running', 'loader_lease', 'script', 'waiting', 'local_boot', 'kernel_requested', 'kernel_sent',
+        'initrd_requested', 'initrd_sent', 'os_network', 'up', 'bye', 'refused', 'transfer_broken', 'foreign_server',
+        'restarted', 'error', 'ended'));
+UPDATE boot_attempts SET last_stage = 'script' WHERE last_stage IN ('disk_attached', 'disk_read', 'disk_written', 'disk_detached');
+ALTER TABLE boot_attempts
+    DROP COLUMN disk_bytes_read,
+    DROP COLUMN disk_bytes_written,
+    DROP CONSTRAINT boot_attempts_stage_check,
+    ADD CONSTRAINT boot_attempts_stage_check CHECK (last_stage IN ('discover', 'offer', 'lease', 'loader_offered', 'loader_requested',
+        'loader_sent', 'loader_running', 'loader_lease', 'script', 'waiting', 'local_boot', 'kernel_requested', 'kernel_sent',
+        'initrd_requested', 'initrd_sent', 'os_network', 'up', 'bye', 'refused', 'transfer_broken', 'foreign_server',
+        'restarted', 'error', 'ended'));
+
 DROP TRIGGER clients_notify ON clients;
 CREATE TRIGGER clients_notify AFTER INSERT OR DELETE OR TRUNCATE OR UPDATE OF id, mac_address, hostname, ip_address,
         assigned_image_id, boot_mode, cpu_cores, memory_mb, network_config, custom_boot_params, enabled, auto_registered, created_at

@@ -28,6 +28,10 @@ pub struct Config {
     pub http: Http,
     /// `[admin]`
     pub admin: Admin,
+    /// `[iscsi]`
+    pub iscsi: Iscsi,
+    /// `[nbd]`
+    pub nbd: Nbd,
     /// `[storage]`
     pub storage: Storage,
     /// `[boot]`
@@ -112,6 +116,44 @@ pub struct Http {
 pub struct Admin {
     /// Address and port.
     pub listen: SocketAddr,
+}
+
+/// `[iscsi]`: disks over iSCSI.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Iscsi {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// Connections at most.
+    pub max_connections: u32,
+}
+
+/// Whether NBD is spoken under TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NbdTls {
+    /// Never.
+    Off,
+    /// Where the client asks for it.
+    Allow,
+    /// Always: nothing is given out without.
+    Require,
+}
+
+/// `[nbd]`: disks over NBD.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Nbd {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// Connections at most.
+    pub max_connections: u32,
+    /// TLS.
+    pub tls: NbdTls,
+    /// PEM file with the server's certificate and those between it and its root.
+    pub certificate: Option<PathBuf>,
+    /// PEM file with its key.
+    pub key: Option<PathBuf>,
 }
 
 /// Kinds of storage.
@@ -200,6 +242,8 @@ impl Default for Config {
             tftp: Tftp::default(),
             http: Http::default(),
             admin: Admin::default(),
+            iscsi: Iscsi::default(),
+            nbd: Nbd::default(),
             storage: Storage::default(),
             boot: Boot::default(),
             validation: Validation::default(),
@@ -239,6 +283,27 @@ impl Default for Admin {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+        }
+    }
+}
+
+impl Default for Iscsi {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 3260)),
+            max_connections: 4096,
+        }
+    }
+}
+
+impl Default for Nbd {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 10809)),
+            max_connections: 4096,
+            tls: NbdTls::Off,
+            certificate: None,
+            key: None,
         }
     }
 }
@@ -393,6 +458,17 @@ impl Config {
         set.parsed("DLS_TFTP_LISTEN", &mut self.tftp.listen)?;
         set.parsed("DLS_HTTP_LISTEN", &mut self.http.listen)?;
         set.parsed("DLS_ADMIN_LISTEN", &mut self.admin.listen)?;
+        set.parsed("DLS_ISCSI_LISTEN", &mut self.iscsi.listen)?;
+        set.parsed("DLS_ISCSI_MAX_CONNECTIONS", &mut self.iscsi.max_connections)?;
+        set.parsed("DLS_NBD_LISTEN", &mut self.nbd.listen)?;
+        set.parsed("DLS_NBD_MAX_CONNECTIONS", &mut self.nbd.max_connections)?;
+        set.word("DLS_NBD_TLS", &mut self.nbd.tls)?;
+        if let Some(path) = lookup("DLS_NBD_CERTIFICATE") {
+            self.nbd.certificate = (!path.is_empty()).then(|| PathBuf::from(path));
+        }
+        if let Some(path) = lookup("DLS_NBD_KEY") {
+            self.nbd.key = (!path.is_empty()).then(|| PathBuf::from(path));
+        }
         set.word("DLS_STORAGE_BACKEND", &mut self.storage.backend)?;
         if let Some(path) = lookup("DLS_STORAGE_PATH") {
             self.storage.path = Some(PathBuf::from(path));
@@ -463,17 +539,33 @@ impl Config {
                 "storage.path: must be an absolute path".into(),
             );
         }
-        require(
-            self.admin.listen.port() == 0
-                || self.http.listen.port() != self.admin.listen.port()
-                || (self.http.listen.ip() != self.admin.listen.ip()
-                    && !self.http.listen.ip().is_unspecified()
-                    && !self.admin.listen.ip().is_unspecified()),
-            format!(
-                "http.listen and admin.listen: both take port {}",
-                self.admin.listen.port()
-            ),
-        );
+        for (a, b) in self.clashes() {
+            require(false, format!("{a} and {b}: both take the same port"));
+        }
+        let connections = [
+            ("iscsi.max_connections", self.iscsi.max_connections),
+            ("nbd.max_connections", self.nbd.max_connections),
+        ];
+        for (key, value) in connections {
+            require(
+                (1..=65_536).contains(&value),
+                format!("{key}: must be between 1 and 65536"),
+            );
+        }
+        let pem = [
+            ("nbd.certificate", &self.nbd.certificate),
+            ("nbd.key", &self.nbd.key),
+        ];
+        for (key, path) in pem {
+            require(
+                path.is_some() || self.nbd.tls == NbdTls::Off,
+                format!("{key}: is needed for nbd.tls = \"allow\" and \"require\""),
+            );
+            require(
+                path.as_ref().is_none_or(|path| path.is_absolute()),
+                format!("{key}: must be an absolute path"),
+            );
+        }
         let seconds = [
             ("boot.wait_seconds", self.boot.wait_seconds),
             ("boot.stall_seconds", self.boot.stall_seconds),
@@ -496,6 +588,31 @@ impl Config {
         } else {
             Err(ConfigError::Contradictions(wrong))
         }
+    }
+
+    /// TCP listeners that want one port at one address.
+    fn clashes(&self) -> Vec<(&'static str, &'static str)> {
+        let listeners = [
+            ("http.listen", self.http.listen),
+            ("admin.listen", self.admin.listen),
+            ("iscsi.listen", self.iscsi.listen),
+            ("nbd.listen", self.nbd.listen),
+        ];
+        let clash = |a: SocketAddr, b: SocketAddr| {
+            a.port() != 0
+                && a.port() == b.port()
+                && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+        };
+        let mut found = Vec::new();
+        for (i, (a, at)) in listeners.iter().enumerate() {
+            let later = listeners.iter().skip(i + 1);
+            found.extend(
+                later
+                    .filter(|(_, other)| clash(*at, *other))
+                    .map(|(b, _)| (*a, *b)),
+            );
+        }
+        found
     }
 
     /// The storage root.

@@ -80,7 +80,7 @@ fn owned_libraries(source: &Source) -> Vec<String> {
 }
 
 /// The files without effects: no tasks, no clock, no environment, no files, no randomness.
-const PURE: [&str; 17] = [
+const PURE: [&str; 18] = [
     "model",
     "validate",
     "dhcp/wire",
@@ -89,6 +89,7 @@ const PURE: [&str; 17] = [
     "tftp/wire",
     "tftp/machine",
     "boot/path",
+    "boot/disk_words",
     "boot/plan",
     "boot/script",
     "boot/session",
@@ -144,6 +145,7 @@ const LAYERS: [&[&str]; 5] = [
         "tftp/wire",
         "tftp/machine",
         "boot/path",
+        "boot/disk_words",
         "boot/plan",
         "boot/script",
         "boot/session",

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::admin::{self, AdminMetrics, AdminServer};
+use crate::boot::disks::Disks;
 use crate::boot::files::{Files, FilesOptions};
 use crate::boot::session::{Rules, Timings};
 use crate::boot::tracker::{Caps, Tracker};
@@ -151,16 +152,19 @@ async fn operate(
     if resumed > 0 {
         tracing::info!(attempts = resumed, "going on with boots that were open");
     }
+    let disks = Disks::new(cache.view(), tracker.clone(), disk_store(), clock.clone());
     let files = Files::new(
         cache.view(),
         tracker.clone(),
         clock.clone(),
         storage.clone(),
+        disks.clone(),
         FilesOptions {
             loader_dirs: vec![config.boot.loader_dir.clone()],
             default_image: config.boot.default_image.clone(),
             http_port: doors.http.local_addr().port(),
             wait_seconds: config.boot.wait_seconds,
+            disk_ports: (config.iscsi.listen.port(), config.nbd.listen.port()),
         },
     );
 
@@ -174,6 +178,7 @@ async fn operate(
     tftp_metrics.register(&mut registry);
     http_metrics.register(&mut registry);
     tracker.metrics().register(&mut registry);
+    disks.metrics().register(&mut registry);
     let admin_metrics = AdminMetrics::register(&mut registry);
 
     let mut dhcp = DhcpServer::new(
@@ -297,6 +302,11 @@ async fn open_catalog(
         .await
         .context("reading the catalog")?;
     Ok((catalog, cache))
+}
+
+/// Where disks lie.
+fn disk_store() -> Arc<dyn crate::storage::Storage> {
+    Arc::new(crate::storage::memory::Memory::new())
 }
 
 /// Says where files and catalog do not agree (a crash between the two, or a database that was

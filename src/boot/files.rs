@@ -14,9 +14,11 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::disk_words::DiskWords;
+use super::disks::{Disks, Verdict};
 use super::loaders::{DEFAULT_LOADER_DIR, Loaders};
 use super::path::{BootPath, Item, Report};
-use super::plan::{Plan, plan};
+use super::plan::{DiskStanding, Plan, plan};
 use super::script::{Frame, render};
 use super::session::{BootFile, Context, Door, Evidence, Observation};
 use super::token::{BootToken, boot_url};
@@ -24,7 +26,7 @@ use super::tracker::{Known, OpenAttempt, Tracker};
 use crate::cache::{Snapshot, View};
 use crate::clock::Clock;
 use crate::dhcp::decide::Loader;
-use crate::model::{Arch, Client, FileRole, Image, UnreadyAction};
+use crate::model::{Arch, Client, FileRole, Image, ImageKind, UnreadyAction};
 use crate::storage::Directory;
 
 /// Which of our addresses the client reached, and its own.
@@ -49,6 +51,8 @@ pub struct FilesOptions {
     pub http_port: u16,
     /// Seconds between looks of a waiting machine.
     pub wait_seconds: u32,
+    /// Ports of iSCSI and NBD, for scripts and command lines.
+    pub disk_ports: (u16, u16),
 }
 
 impl Default for FilesOptions {
@@ -58,6 +62,7 @@ impl Default for FilesOptions {
             default_image: None,
             http_port: 8069,
             wait_seconds: 5,
+            disk_ports: (3260, 10809),
         }
     }
 }
@@ -74,6 +79,7 @@ struct Shared {
     tracker: Tracker,
     clock: Clock,
     storage: Directory,
+    disks: Disks,
     loaders: Loaders,
     options: FilesOptions,
 }
@@ -174,6 +180,7 @@ impl Files {
         tracker: Tracker,
         clock: Clock,
         storage: Directory,
+        disks: Disks,
         options: FilesOptions,
     ) -> Self {
         let loaders = Loaders::new(options.loader_dirs.clone());
@@ -182,6 +189,7 @@ impl Files {
             tracker,
             clock,
             storage,
+            disks,
             loaders,
             options,
         });
@@ -277,7 +285,7 @@ impl Shared {
                 .ok_or(NoFile::NotBooting)?,
         };
         match item {
-            Item::Script => Ok(self.script(&snapshot, &attempt, visitor, trace)),
+            Item::Script => Ok(self.script(&snapshot, &attempt, visitor, trace).await),
             Item::Kernel => {
                 self.image_file(&snapshot, &attempt, visitor, FileRole::Kernel, 0)
                     .await
@@ -353,7 +361,12 @@ impl Shared {
         })
     }
 
-    fn case(&self, snapshot: &Snapshot, attempt: &OpenAttempt, visitor: Visitor) -> Case {
+    async fn case(
+        self: &Arc<Self>,
+        snapshot: &Snapshot,
+        attempt: &OpenAttempt,
+        visitor: Visitor,
+    ) -> Case {
         let client = snapshot.client_by_mac(attempt.mac).cloned();
         let image = match client.as_ref().and_then(|c| c.assigned_image_id) {
             Some(id) => snapshot.image(id),
@@ -367,10 +380,17 @@ impl Shared {
             .range_id
             .and_then(|id| snapshot.range(id))
             .or_else(|| snapshot.range_of(visitor.client));
+        let standing = match (&client, image) {
+            (Some(client), Some(image)) if client.enabled => {
+                self.disk_standing(attempt.id, client.id, image).await
+            }
+            _ => DiskStanding::Ready,
+        };
         let plan = plan(
             client.as_deref(),
             image.map(AsRef::as_ref),
             range.map(AsRef::as_ref),
+            standing,
         );
         Case {
             image: image.cloned(),
@@ -379,14 +399,47 @@ impl Shared {
         }
     }
 
-    fn script(
-        &self,
+    /// How the disk stands that a machine would get. A connection of an earlier boot that no
+    /// longer answers is broken off here, which takes a second.
+    async fn disk_standing(&self, attempt: Uuid, client: Uuid, image: &Image) -> DiskStanding {
+        if image.kind != ImageKind::Disk {
+            return DiskStanding::Ready;
+        }
+        let (disks, image) = (self.disks.clone(), image.id);
+        let look = move || {
+            if !disks.has_image(image) {
+                DiskStanding::NotStored
+            } else if matches!(disks.settle(client, Some(attempt)), Verdict::Taken { .. }) {
+                DiskStanding::InUse
+            } else {
+                DiskStanding::Ready
+            }
+        };
+        tokio::task::spawn_blocking(look)
+            .await
+            .unwrap_or_else(|error| {
+                tracing::error!(%error, "looking at a disk");
+                DiskStanding::NotStored
+            })
+    }
+
+    async fn script(
+        self: &Arc<Self>,
         snapshot: &Snapshot,
         attempt: &OpenAttempt,
         visitor: Visitor,
         trace: Trace,
     ) -> Content {
-        let case = self.case(snapshot, attempt, visitor);
+        let case = self.case(snapshot, attempt, visitor).await;
+        let words = case.client.as_ref().map(|client| {
+            DiskWords::new(
+                snapshot.site_key(),
+                attempt.id,
+                client.id,
+                visitor.server,
+                self.options.disk_ports,
+            )
+        });
         let hostname = case.client.as_ref().map_or("", |c| c.hostname.as_str());
         let image = case.image.as_ref().map_or("", |i| i.name.as_str());
         let url = boot_url(
@@ -401,12 +454,13 @@ impl Shared {
             hostname,
             image,
             wait_seconds: self.options.wait_seconds,
+            disk: words.as_ref(),
         };
         let plan = super::script::checked(case.plan, &frame);
         let text = render(&plan, &frame);
         if trace == Trace::Leave {
             let unready = match plan {
-                Plan::Kernel { .. } => None,
+                Plan::Kernel { .. } | Plan::Disk { .. } => None,
                 Plan::Unready { why, action } => {
                     Some((why.as_str(), action == UnreadyAction::Wait))
                 }
@@ -414,6 +468,7 @@ impl Shared {
             let context = Context {
                 client: case.client.map(|c| (c.id, c.hostname.clone())),
                 phone_home: case.image.as_ref().map(|i| i.phone_home),
+                boot_method: case.image.as_ref().and_then(|i| i.disk_method()),
                 image: case.image.map(|i| (i.id, i.name.clone())),
                 client_ip: Some(visitor.client),
                 ..Context::default()
@@ -427,7 +482,7 @@ impl Shared {
     }
 
     async fn image_file(
-        &self,
+        self: &Arc<Self>,
         snapshot: &Snapshot,
         attempt: &OpenAttempt,
         visitor: Visitor,
@@ -437,9 +492,9 @@ impl Shared {
         let image_id = match attempt.image_id {
             Some(id) => id,
             // A loader with a script of its own (GRUB's, say) may never ask for ours.
-            None => match self.case(snapshot, attempt, visitor).plan {
+            None => match self.case(snapshot, attempt, visitor).await.plan {
                 Plan::Kernel { image_id, .. } => image_id,
-                Plan::Unready { .. } => return Err(NoFile::NoSuchItem),
+                Plan::Disk { .. } | Plan::Unready { .. } => return Err(NoFile::NoSuchItem),
             },
         };
         let image = snapshot.image(image_id).ok_or(NoFile::NoSuchItem)?;

@@ -7,7 +7,9 @@ use uuid::Uuid;
 
 use super::script::{LONGEST_COMMAND_LINE, is_safe};
 use crate::model::client::KernelIp;
-use crate::model::{Client, FileRole, Image, ImageKind, NetworkRange, UnreadyAction};
+use crate::model::{
+    BootMethod, Client, DiskProtocol, FileRole, Image, ImageKind, NetworkRange, UnreadyAction,
+};
 
 /// What a machine does once its loader asks for a script.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,9 +20,16 @@ pub enum Plan {
         image_id: Uuid,
         /// Number of initrds.
         initrds: u8,
-        /// Complete kernel command line but for what the script adds (`initrd=`, the
-        /// phone-home URL, the host name): image, network, client.
+        /// Complete kernel command line but for what the script adds (`initrd=`, the disk's
+        /// names and secrets, the phone-home URL, the host name): image, network, client.
         cmdline: String,
+        /// How the system reaches its root disk; `None`: the image is a kernel without one.
+        disk: Option<DiskProtocol>,
+    },
+    /// Boot the disk itself over iSCSI (`sanboot`); the system finds it again in the iBFT.
+    Disk {
+        /// The image.
+        image_id: Uuid,
     },
     /// Not now.
     Unready {
@@ -29,6 +38,17 @@ pub enum Plan {
         /// What it does meanwhile (from the range).
         action: UnreadyAction,
     },
+}
+
+/// How the disk stands that a machine would get; of no concern to kernel images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DiskStanding {
+    /// It is there, and nobody else has it.
+    Ready,
+    /// This server has no disk of the image.
+    NotStored,
+    /// A running machine has it, and its connection answers.
+    InUse,
 }
 
 /// Why a machine can't boot now. Metric label, event detail, and a line on its screen.
@@ -40,8 +60,10 @@ pub enum Unready {
     Disabled,
     /// It has no image, and there is no default image.
     NoImage,
-    /// Its image is a disk, which this server does not serve.
-    DiskImage,
+    /// Its image is a disk that is not stored on this server.
+    NoDiskStored,
+    /// Another machine runs from this client's disk, and answers.
+    DiskInUse,
     /// Its image has no kernel file.
     NoKernel,
     /// Its parameters would not be safe in a script, or are longer than a kernel reads.
@@ -54,7 +76,8 @@ impl Unready {
         Self::Unknown,
         Self::Disabled,
         Self::NoImage,
-        Self::DiskImage,
+        Self::NoDiskStored,
+        Self::DiskInUse,
         Self::NoKernel,
         Self::UnsafeParameters,
     ];
@@ -66,7 +89,8 @@ impl Unready {
             Self::Unknown => "unknown_client",
             Self::Disabled => "client_disabled",
             Self::NoImage => "no_image",
-            Self::DiskImage => "disk_image",
+            Self::NoDiskStored => "no_disk_stored",
+            Self::DiskInUse => "disk_in_use",
             Self::NoKernel => "no_kernel",
             Self::UnsafeParameters => "unsafe_parameters",
         }
@@ -79,7 +103,8 @@ impl Unready {
             Self::Unknown => "no client is registered with this MAC address",
             Self::Disabled => "this client is registered, but not enabled yet",
             Self::NoImage => "no image is assigned to this client, and there is no default image",
-            Self::DiskImage => "the assigned image is a disk, which this server does not serve yet",
+            Self::NoDiskStored => "the disk of the assigned image is not stored on this server",
+            Self::DiskInUse => "a running machine has the disk of this client",
             Self::NoKernel => "the assigned image has no kernel",
             Self::UnsafeParameters => {
                 "the boot parameters are too long, or hold characters that are not allowed"
@@ -89,12 +114,23 @@ impl Unready {
 }
 
 /// Makes the plan. `image` is the client's assigned image or else the default one; `range` is
-/// the network it boots from (without one, an unready machine waits).
+/// the network it boots from (without one, an unready machine waits); `disk` is the standing
+/// of the disk that it would get.
 #[must_use]
-pub fn plan(client: Option<&Client>, image: Option<&Image>, range: Option<&NetworkRange>) -> Plan {
+pub fn plan(
+    client: Option<&Client>,
+    image: Option<&Image>,
+    range: Option<&NetworkRange>,
+    disk: DiskStanding,
+) -> Plan {
     let action = range.map_or(UnreadyAction::Wait, |r| r.unready);
-    match judge(client, image, range) {
+    match judge(client, image, range, disk) {
         Ok(plan) => plan,
+        // Another machine with this one's MAC runs: the local disk is not meant then either.
+        Err(why @ Unready::DiskInUse) => Plan::Unready {
+            why,
+            action: UnreadyAction::Wait,
+        },
         Err(why) => Plan::Unready { why, action },
     }
 }
@@ -103,15 +139,28 @@ fn judge(
     client: Option<&Client>,
     image: Option<&Image>,
     range: Option<&NetworkRange>,
+    standing: DiskStanding,
 ) -> Result<Plan, Unready> {
     let client = client.ok_or(Unready::Unknown)?;
     if !client.enabled {
         return Err(Unready::Disabled);
     }
     let image = image.ok_or(Unready::NoImage)?;
-    if image.kind == ImageKind::Disk {
-        return Err(Unready::DiskImage);
-    }
+    let disk = match image.kind {
+        ImageKind::Kernel => None,
+        ImageKind::Disk => {
+            match standing {
+                DiskStanding::Ready => {}
+                DiskStanding::NotStored => return Err(Unready::NoDiskStored),
+                DiskStanding::InUse => return Err(Unready::DiskInUse),
+            }
+            match image.boot_method {
+                BootMethod::San => return Ok(Plan::Disk { image_id: image.id }),
+                BootMethod::Iscsi => Some(DiskProtocol::Iscsi),
+                BootMethod::Nbd => Some(DiskProtocol::Nbd),
+            }
+        }
+    };
     if image.file(FileRole::Kernel, 0).is_none() {
         return Err(Unready::NoKernel);
     }
@@ -119,7 +168,16 @@ fn judge(
     let initrds = (0..=99_u8)
         .take_while(|n| image.file(FileRole::Initrd, i32::from(*n)).is_some())
         .count();
-    let cmdline = cmdline(client, image, range);
+    let mut cmdline = cmdline(client, image, range);
+    // The root disk is at the other end of the network; no initramfs asks for an address
+    // unless it is told to.
+    if disk.is_some() && !cmdline.split(' ').any(|word| word.starts_with("ip=")) {
+        cmdline.push_str(if cmdline.is_empty() {
+            "ip=dhcp"
+        } else {
+            " ip=dhcp"
+        });
+    }
     if !is_safe(&cmdline) || cmdline.len() > LONGEST_COMMAND_LINE {
         return Err(Unready::UnsafeParameters);
     }
@@ -127,6 +185,7 @@ fn judge(
         image_id: image.id,
         initrds: u8::try_from(initrds).unwrap_or(u8::MAX),
         cmdline,
+        disk,
     })
 }
 
@@ -264,7 +323,7 @@ pub(crate) mod tests {
     }
 
     fn why(client: Option<&Client>, image: Option<&Image>) -> Unready {
-        match plan(client, image, Some(&range())) {
+        match plan(client, image, Some(&range()), DiskStanding::Ready) {
             Plan::Unready {
                 why,
                 action: UnreadyAction::Local,
@@ -274,9 +333,14 @@ pub(crate) mod tests {
     }
 
     fn cmdline_of(client: &Client, image: &Image) -> String {
-        match plan(Some(client), Some(image), Some(&range())) {
+        match plan(
+            Some(client),
+            Some(image),
+            Some(&range()),
+            DiskStanding::Ready,
+        ) {
             Plan::Kernel { cmdline, .. } => cmdline,
-            other @ Plan::Unready { .. } => panic!("{other:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -290,11 +354,6 @@ pub(crate) mod tests {
         };
         assert_eq!(why(Some(&disabled), Some(&kernel)), Unready::Disabled);
         assert_eq!(why(Some(&good), None), Unready::NoImage);
-        let disk = Image {
-            kind: ImageKind::Disk,
-            ..image(0)
-        };
-        assert_eq!(why(Some(&good), Some(&disk)), Unready::DiskImage);
         let empty = Image {
             files: vec![],
             ..image(0)
@@ -324,7 +383,7 @@ pub(crate) mod tests {
     #[test]
     fn a_machine_of_no_range_waits() {
         assert_eq!(
-            plan(None, None, None),
+            plan(None, None, None, DiskStanding::NotStored),
             Plan::Unready {
                 why: Unready::Unknown,
                 action: UnreadyAction::Wait
@@ -359,11 +418,81 @@ pub(crate) mod tests {
         );
     }
 
+    /// A disk image that is booted so, with a kernel and an initrd beside it or not.
+    fn disk(boot_method: BootMethod, with_kernel: bool) -> Image {
+        let files = if with_kernel { image(1).files } else { vec![] };
+        Image {
+            kind: ImageKind::Disk,
+            boot_method,
+            files,
+            ..image(0)
+        }
+    }
+
+    #[test]
+    fn a_disk_is_booted_as_its_image_says() {
+        use DiskStanding::{InUse, NotStored, Ready};
+        let who = client();
+        let of = |image: &Image, standing| plan(Some(&who), Some(image), Some(&range()), standing);
+        let image_id = Uuid::from_u128(2);
+        let kernel = |disk| Plan::Kernel {
+            image_id,
+            initrds: 1,
+            cmdline: "console=ttyS0 quiet ip=dhcp".into(),
+            disk: Some(disk),
+        };
+        let unready = |why, action| Plan::Unready { why, action };
+        let (local, wait) = (UnreadyAction::Local, UnreadyAction::Wait);
+        use BootMethod::{Iscsi, Nbd, San};
+        for (method, with_kernel, standing, expected) in [
+            (San, false, Ready, Plan::Disk { image_id }),
+            (San, true, Ready, Plan::Disk { image_id }),
+            (San, true, NotStored, unready(Unready::NoDiskStored, local)),
+            // Wherever its range sends others: the disk in the machine is not meant.
+            (San, true, InUse, unready(Unready::DiskInUse, wait)),
+            (Iscsi, true, Ready, kernel(DiskProtocol::Iscsi)),
+            (Nbd, true, Ready, kernel(DiskProtocol::Nbd)),
+            (Iscsi, false, Ready, unready(Unready::NoKernel, local)),
+            (Nbd, false, Ready, unready(Unready::NoKernel, local)),
+            (Nbd, true, NotStored, unready(Unready::NoDiskStored, local)),
+            (Nbd, false, InUse, unready(Unready::DiskInUse, wait)),
+        ] {
+            assert_eq!(
+                of(&disk(method, with_kernel), standing),
+                expected,
+                "{method} {standing:?}"
+            );
+        }
+        // A kernel image has no disk that could be missing.
+        assert!(matches!(
+            of(&image(0), NotStored),
+            Plan::Kernel { disk: None, .. }
+        ));
+    }
+
+    #[test]
+    fn a_root_on_the_network_needs_an_address() {
+        let mut who = client();
+        let mut image = disk(BootMethod::Nbd, true);
+        assert_eq!(cmdline_of(&who, &image), "console=ttyS0 quiet ip=dhcp");
+        image.cmdline = String::new();
+        assert_eq!(cmdline_of(&who, &image), "ip=dhcp");
+        image.cmdline = "ip=:::::eth0:dhcp quiet".into();
+        assert_eq!(cmdline_of(&who, &image), "ip=:::::eth0:dhcp quiet");
+        image.cmdline = "quiet".into();
+        who.network_config = Some(NetworkConfig {
+            kernel_ip: Some(KernelIp::Static),
+            ..NetworkConfig::default()
+        });
+        assert!(!cmdline_of(&who, &image).contains("ip=dhcp"));
+    }
+
     #[test]
     fn initrds_are_counted_up_to_the_first_gap() {
-        let count = |image: &Image| match plan(Some(&client()), Some(image), None) {
+        let ready = DiskStanding::Ready;
+        let count = |image: &Image| match plan(Some(&client()), Some(image), None, ready) {
             Plan::Kernel { initrds, .. } => initrds,
-            other @ Plan::Unready { .. } => panic!("{other:?}"),
+            other => panic!("{other:?}"),
         };
         assert_eq!(count(&image(0)), 0);
         assert_eq!(count(&image(3)), 3);

@@ -9,8 +9,9 @@
 
 use std::fmt::Write as _;
 
+use super::disk_words::DiskWords;
 use super::plan::{Plan, Unready};
-use crate::model::UnreadyAction;
+use crate::model::{DiskProtocol, UnreadyAction};
 
 /// What Linux reads of a command line on x86 and arm64 (`COMMAND_LINE_SIZE` less its NUL);
 /// the rest would be cut off silently.
@@ -29,6 +30,8 @@ pub struct Frame<'a> {
     pub image: &'a str,
     /// Seconds between looks while waiting.
     pub wait_seconds: u32,
+    /// How this boot reaches its disk, where it has one.
+    pub disk: Option<&'a DiskWords>,
 }
 
 /// Renders the script; never fails, an unsafe value turns it into the waiting screen that says so.
@@ -36,9 +39,16 @@ pub struct Frame<'a> {
 pub fn render(plan: &Plan, frame: &Frame<'_>) -> String {
     match plan {
         Plan::Kernel {
-            initrds, cmdline, ..
-        } => match arguments(*initrds, cmdline, frame) {
+            initrds,
+            cmdline,
+            disk,
+            ..
+        } => match arguments(*initrds, cmdline, *disk, frame) {
             Some(arguments) => kernel(*initrds, &arguments, frame),
+            None => waiting(Unready::UnsafeParameters, frame),
+        },
+        Plan::Disk { .. } => match frame.disk.filter(|words| words.are_safe()) {
+            Some(words) => sanboot(words, frame),
             None => waiting(Unready::UnsafeParameters, frame),
         },
         Plan::Unready {
@@ -56,14 +66,22 @@ pub fn render(plan: &Plan, frame: &Frame<'_>) -> String {
 /// [`Unready::UnsafeParameters`].
 #[must_use]
 pub fn checked(plan: Plan, frame: &Frame<'_>) -> Plan {
-    match &plan {
+    let can_be_written = match &plan {
         Plan::Kernel {
-            initrds, cmdline, ..
-        } if arguments(*initrds, cmdline, frame).is_none() => Plan::Unready {
-            why: Unready::UnsafeParameters,
-            action: UnreadyAction::Wait,
-        },
-        Plan::Kernel { .. } | Plan::Unready { .. } => plan,
+            initrds,
+            cmdline,
+            disk,
+            ..
+        } => arguments(*initrds, cmdline, *disk, frame).is_some(),
+        Plan::Disk { .. } => frame.disk.is_some_and(DiskWords::are_safe),
+        Plan::Unready { .. } => true,
+    };
+    if can_be_written {
+        return plan;
+    }
+    Plan::Unready {
+        why: Unready::UnsafeParameters,
+        action: UnreadyAction::Wait,
     }
 }
 
@@ -80,14 +98,22 @@ pub fn is_safe(value: &str) -> bool {
 }
 
 /// The kernel's whole command line; `None` if it may not be written or is too long.
-fn arguments(initrds: u8, cmdline: &str, frame: &Frame<'_>) -> Option<String> {
+fn arguments(
+    initrds: u8,
+    cmdline: &str,
+    disk: Option<DiskProtocol>,
+    frame: &Frame<'_>,
+) -> Option<String> {
     let mut arguments = String::new();
     for n in 0..initrds {
         // A kernel started by UEFI finds its initrds by these names. BIOS loaders pass them
         // by address and the kernel ignores the words.
         let _ = write!(arguments, "initrd=initrd{n} ");
     }
-    arguments.push_str(cmdline);
+    match disk {
+        Some(protocol) => arguments.push_str(&frame.disk?.complete(cmdline, protocol)),
+        None => arguments.push_str(cmdline),
+    }
     let _ = write!(arguments, " dls.report={}", frame.url);
     if !frame.hostname.is_empty() {
         let _ = write!(arguments, " dls.hostname={}", frame.hostname);
@@ -124,6 +150,41 @@ fn kernel(initrds: u8, arguments: &str, frame: &Frame<'_>) -> String {
          echo Trying again in 10 seconds.\n\
          imgfree ||\n\
          sleep 10 ||\n"
+    );
+    look_again(&mut text, frame);
+    text
+}
+
+/// iPXE logs in, then the BIOS' interrupt 13h or UEFI's block I/O read the disk through it;
+/// what it logged in with stands in the iBFT for the system. Without `--keep` it lets go of
+/// the disk when nothing on it can be booted, so that the next try begins clean.
+fn sanboot(words: &DiskWords, frame: &Frame<'_>) -> String {
+    let image = shown(frame.image);
+    let mut text = String::from("#!ipxe\n");
+    if !frame.hostname.is_empty() && is_safe(frame.hostname) && !frame.hostname.contains(' ') {
+        let _ = writeln!(text, "set hostname {}", frame.hostname);
+    }
+    let _ = write!(
+        text,
+        "echo DLS: {} boots {image} from its disk\n\
+         set initiator-iqn {}\n\
+         set username {}\n\
+         set password {}\n\
+         set reverse-username {}\n\
+         set reverse-password {}\n\
+         sanboot {} || goto failed\n\
+         :failed\n\
+         echo\n\
+         echo DLS: could not boot the disk of {image}, error ${{errno}}\n\
+         echo Trying again in 10 seconds.\n\
+         sleep 10 ||\n",
+        who(frame),
+        words.initiator,
+        words.username,
+        words.password,
+        words.server_username,
+        words.server_password,
+        words.san_url(),
     );
     look_again(&mut text, frame);
     text
@@ -218,6 +279,7 @@ mod tests {
     use proptest::prelude::*;
     use uuid::Uuid;
 
+    use super::super::disk_words::tests::words;
     use super::*;
     use crate::model::MacAddr;
 
@@ -230,6 +292,7 @@ mod tests {
             hostname: "pc-01",
             image: "debian-12",
             wait_seconds: 5,
+            disk: None,
         }
     }
 
@@ -238,6 +301,13 @@ mod tests {
             image_id: Uuid::nil(),
             initrds,
             cmdline: cmdline.into(),
+            disk: None,
+        }
+    }
+
+    fn disk_plan() -> Plan {
+        Plan::Disk {
+            image_id: Uuid::nil(),
         }
     }
 
@@ -273,6 +343,77 @@ mod tests {
              sleep 5 ||\n\
              reboot\n"
         );
+    }
+
+    #[test]
+    fn a_disk_is_booted_with_its_secrets() {
+        let words = words();
+        let framed = Frame {
+            disk: Some(&words),
+            ..frame()
+        };
+        assert_eq!(
+            render(&disk_plan(), &framed),
+            "#!ipxe\n\
+             set hostname pc-01\n\
+             echo DLS: pc-01 (52:54:00:aa:bb:01) boots debian-12 from its disk\n\
+             set initiator-iqn iqn.2026-11.internal.dls.client:00000000000000000000000000000001\n\
+             set username 00000000000000000000000000000002\n\
+             set password machine.secret_1\n\
+             set reverse-username dls\n\
+             set reverse-password server.secret_12\n\
+             sanboot iscsi:10.0.0.1::3260:0:iqn.2026-11.internal.dls:00000000000000000000000000000001 || goto failed\n\
+             :failed\n\
+             echo\n\
+             echo DLS: could not boot the disk of debian-12, error ${errno}\n\
+             echo Trying again in 10 seconds.\n\
+             sleep 10 ||\n\
+             chain --replace --autofree http://10.0.0.1:8069/b/0192.00ff/boot.ipxe ||\n\
+             echo DLS: the server does not answer, trying once more in 30 seconds.\n\
+             sleep 30 ||\n\
+             chain --replace --autofree http://10.0.0.1:8069/b/0192.00ff/boot.ipxe ||\n\
+             echo DLS: the server does not answer, restarting.\n\
+             sleep 5 ||\n\
+             reboot\n"
+        );
+        // Without its words, or with bad ones, nothing is half written.
+        let text = render(&disk_plan(), &frame());
+        assert!(text.contains("unsafe_parameters") && !text.contains("sanboot"));
+        let mut bad = words.clone();
+        bad.password = "x y".to_owned();
+        let framed = Frame {
+            disk: Some(&bad),
+            ..frame()
+        };
+        let text = render(&disk_plan(), &framed);
+        assert!(text.contains("unsafe_parameters") && !text.contains("x y"));
+        assert!(matches!(
+            checked(disk_plan(), &framed),
+            Plan::Unready { .. }
+        ));
+    }
+
+    #[test]
+    fn a_kernel_is_told_its_root() {
+        let words = words();
+        let framed = Frame {
+            disk: Some(&words),
+            ..frame()
+        };
+        let plan = Plan::Kernel {
+            image_id: Uuid::nil(),
+            initrds: 1,
+            cmdline: "quiet ip=dhcp".into(),
+            disk: Some(DiskProtocol::Nbd),
+        };
+        let text = render(&plan, &framed);
+        assert!(
+            text.contains(" initrd=initrd0 quiet ip=dhcp nbdroot=10.0.0.1:10809/2.3 nbddev=/dev/nbd0 root=/dev/nbd0 dls.report="),
+            "{text}"
+        );
+        assert_eq!(checked(plan.clone(), &framed), plan);
+        // No disk's words, no half a command line.
+        assert!(render(&plan, &frame()).contains("unsafe_parameters"));
     }
 
     #[test]
@@ -431,6 +572,13 @@ mod tests {
         ) {
             let framed = Frame { hostname: &hostname, image: &image, ..frame() };
             assert_tame(&render(&kernel_plan(initrds, &cmdline), &framed));
+            let words = words();
+            let with_disk = Frame { disk: Some(&words), ..framed.clone() };
+            assert_tame(&render(&disk_plan(), &with_disk));
+            let root = Plan::Kernel {
+                image_id: Uuid::nil(), initrds, cmdline, disk: Some(DiskProtocol::Iscsi),
+            };
+            assert_tame(&render(&root, &with_disk));
             assert_tame(&render(&unready(UnreadyAction::Wait), &framed));
             assert_tame(&render(&unready(UnreadyAction::Local), &framed));
         }

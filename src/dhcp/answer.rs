@@ -264,6 +264,7 @@ impl Core {
                     .or_else(|| elsewhere(case)),
                 server_ip: Some(case.server_ip),
                 phone_home: image.map(|image| image.phone_home),
+                boot_method: image.and_then(|image| image.disk_method()),
                 lease_until: leased.and_then(|leased| leased.until),
             },
         })

@@ -58,6 +58,12 @@ words! {
         InitrdSent = "initrd_sent",
         /// The operating system speaks DHCP.
         OsNetwork = "os_network",
+        /// Its disk was given to it: by its loader (`sanboot`) or by its system.
+        DiskAttached = "disk_attached",
+        /// It read from its disk for the first time after a login.
+        DiskRead = "disk_read",
+        /// It wrote to its disk for the first time after a login.
+        DiskWritten = "disk_written",
         /// The operating system reports that it is up.
         Up = "up",
         /// The operating system says it is stopping.
@@ -68,6 +74,8 @@ words! {
         TransferBroken = "transfer_broken",
         /// Another DHCP server answered this machine.
         ForeignServer = "foreign_server",
+        /// A connection to its disk ended; detail says why, and the bytes that went over it.
+        DiskDetached = "disk_detached",
         /// The machine started again.
         Restarted = "restarted",
         /// It ended in an error; detail says stage and cause.
@@ -112,6 +120,12 @@ pub struct Attempt {
     pub outcome: AttemptOutcome,
     /// Stage and cause, in a sentence.
     pub reason: Option<String>,
+    /// Bytes that it has read from its disk so far.
+    #[serde(default)]
+    pub disk_bytes_read: i64,
+    /// Bytes that it has written to its disk so far.
+    #[serde(default)]
+    pub disk_bytes_written: i64,
 }
 
 /// A row of `boot_events`.

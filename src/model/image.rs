@@ -119,6 +119,12 @@ pub struct ImageFile {
 }
 
 impl Image {
+    /// How its disk is booted, if it is one.
+    #[must_use]
+    pub fn disk_method(&self) -> Option<BootMethod> {
+        (self.kind == ImageKind::Disk).then_some(self.boot_method)
+    }
+
     /// The file of a role at a position, if the image has it.
     #[must_use]
     pub fn file(&self, role: FileRole, position: i32) -> Option<&ImageFile> {

@@ -33,6 +33,24 @@ pub enum Seen {
 /// Called from the connection's threads; must not block.
 pub type Witness = Box<dyn Fn(Seen) + Send + Sync>;
 
+/// What an attachment counts; whoever shares it sees it move, and keeps nothing open.
+#[derive(Debug, Default)]
+pub struct Meter {
+    read: AtomicU64,
+    written: AtomicU64,
+}
+
+impl Meter {
+    /// What has been moved so far.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        Usage {
+            read: self.read.load(Ordering::Relaxed),
+            written: self.written.load(Ordering::Relaxed),
+        }
+    }
+}
+
 /// A hold on a disk; cheap to clone. When the last clone is dropped it has detached.
 #[derive(Clone)]
 pub struct Attachment {
@@ -44,8 +62,7 @@ struct Held {
     session: Uuid,
     device: Arc<dyn BlockDevice>,
     gate: Arc<Gate>,
-    read: AtomicU64,
-    written: AtomicU64,
+    meter: Arc<Meter>,
     has_read: AtomicBool,
     has_written: AtomicBool,
     witness: Witness,
@@ -122,8 +139,7 @@ impl Attachment {
             session,
             device,
             gate,
-            read: AtomicU64::new(0),
-            written: AtomicU64::new(0),
+            meter: Arc::default(),
             has_read: AtomicBool::new(false),
             has_written: AtomicBool::new(false),
             witness,
@@ -148,7 +164,13 @@ impl Attachment {
     /// What it has moved so far.
     #[must_use]
     pub fn usage(&self) -> Usage {
-        self.held.usage()
+        self.held.meter.usage()
+    }
+
+    /// Its counters, for whoever looks at them now and then.
+    #[must_use]
+    pub fn meter(&self) -> Arc<Meter> {
+        self.held.meter.clone()
     }
 
     fn noted(&self, flag: &AtomicBool, seen: Seen) {
@@ -158,28 +180,23 @@ impl Attachment {
     }
 
     fn has_read(&self, bytes: usize) {
-        self.held.read.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.held
+            .meter
+            .read
+            .fetch_add(bytes as u64, Ordering::Relaxed);
         self.noted(&self.held.has_read, Seen::FirstRead);
     }
 
     fn has_written(&self, bytes: usize) {
-        self.held.written.fetch_add(bytes as u64, Ordering::Relaxed);
+        let written = &self.held.meter.written;
+        written.fetch_add(bytes as u64, Ordering::Relaxed);
         self.noted(&self.held.has_written, Seen::FirstWrite);
-    }
-}
-
-impl Held {
-    fn usage(&self) -> Usage {
-        Usage {
-            read: self.read.load(Ordering::Relaxed),
-            written: self.written.load(Ordering::Relaxed),
-        }
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        (self.witness)(Seen::Detached(self.usage()));
+        (self.witness)(Seen::Detached(self.meter.usage()));
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::Attachment;
 use crate::model::{DiskIdentity, DiskProtocol};
+use crate::storage::DeviceInfo;
 
 /// CHAP secrets of one boot. 16 characters each: initiators of Windows take 12 to 16.
 #[derive(Clone, PartialEq, Eq)]
@@ -138,6 +139,15 @@ pub trait DiskDoor: Send + Sync + fmt::Debug {
     /// True if logins without CHAP are let in (never in the server; a test's door may).
     fn open_to_all(&self) -> bool {
         false
+    }
+
+    /// What the disk is that a proof would give, without opening or making anything (NBD's
+    /// INFO); `None` from a door that tells so only to who opens it.
+    ///
+    /// # Errors
+    /// Why it would give none.
+    fn describe(&self, _proof: &Proof) -> Result<Option<DeviceInfo>, NoDisk> {
+        Ok(None)
     }
 
     /// Gives the disk. An older login of the same boot has been fenced when this returns:

@@ -5,7 +5,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::model::{Arch, Stage};
+use crate::model::{Arch, BootMethod, Stage};
 
 /// What the sentences are made of.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +26,10 @@ pub struct Scene<'a> {
     pub os_spoke: bool,
     /// The image is known to report itself.
     pub reports: bool,
+    /// How its disk is booted, if it has one.
+    pub disk: Option<BootMethod>,
+    /// How long a silence counts as the end.
+    pub stall_seconds: i64,
 }
 
 /// Why nothing came after this stage.
@@ -68,6 +72,10 @@ pub fn silence(scene: &Scene<'_>) -> String {
             "iPXE has an address but never asked http://{server}:{} for its script: is that port blocked by a firewall?",
             scene.http_port
         ),
+        Stage::Script if scene.disk == Some(BootMethod::San) => format!(
+            "the script was delivered, but no login to the disk followed within {} s: is the iSCSI port of {server} blocked by a firewall, or can the machine's iPXE not do iSCSI?",
+            scene.stall_seconds
+        ),
         Stage::Script => {
             "the machine has its boot script but never asked for the kernel (switched off, or its iPXE can't run the script?)".to_owned()
         }
@@ -77,6 +85,10 @@ pub fn silence(scene: &Scene<'_>) -> String {
         Stage::InitrdRequested => {
             "the initrd transfer began and never ended (machine switched off, cable pulled?)".to_owned()
         }
+        Stage::KernelSent | Stage::InitrdSent | Stage::OsNetwork if scene.disk.is_some() => format!(
+            "kernel and initrd were delivered, but no login to the disk followed: does the initramfs have the network card's driver and an {} client, and can it reach {server}?",
+            if scene.disk == Some(BootMethod::Nbd) { "NBD" } else { "iSCSI" }
+        ),
         Stage::KernelSent | Stage::InitrdSent | Stage::OsNetwork => {
             let what = match (scene.stage, scene.os_spoke) {
                 (Stage::KernelSent, false) => "the kernel was delivered",
@@ -90,6 +102,17 @@ pub fn silence(scene: &Scene<'_>) -> String {
             };
             format!("{what} but the system never reported up ({why})")
         }
+        Stage::DiskAttached => {
+            "the machine logged in to its disk and read nothing from it (no boot loader on it, or switched off?)".to_owned()
+        }
+        Stage::DiskRead | Stage::DiskWritten => {
+            let why = if scene.reports {
+                "kernel panic, missing driver, root file system not found?"
+            } else {
+                "kernel panic, missing driver, root file system not found, or an image without the phone-home hook?"
+            };
+            format!("the system was read from its disk but never reported up ({why})")
+        }
         Stage::Waiting => "the machine was told to wait and has gone".to_owned(),
         Stage::LocalBoot => "the machine was sent to its local disk".to_owned(),
         Stage::Up
@@ -97,6 +120,7 @@ pub fn silence(scene: &Scene<'_>) -> String {
         | Stage::Refused
         | Stage::TransferBroken
         | Stage::ForeignServer
+        | Stage::DiskDetached
         | Stage::Restarted
         | Stage::Error
         | Stage::Ended => "nothing more was heard of the machine".to_owned(),
@@ -124,6 +148,20 @@ pub fn contact_lost(seconds: i64) -> String {
     )
 }
 
+/// The disk of a system that runs was let go of.
+#[must_use]
+pub fn disk_quiet(seconds: i64) -> String {
+    format!("its disk was detached and not attached again within {seconds} s")
+}
+
+/// The disk of a system that boots was let go of.
+#[must_use]
+pub fn disk_lost(seconds: i64) -> String {
+    format!(
+        "the connection to its disk was lost while it booted and did not come back within {seconds} s (switched off, kernel panic, cable pulled?)"
+    )
+}
+
 /// Why a machine was not let through, in words, for the reasons that the boot plan names.
 #[must_use]
 pub fn unready(reason: &str) -> String {
@@ -131,7 +169,8 @@ pub fn unready(reason: &str) -> String {
         "unknown_client" => "no client has this MAC",
         "client_disabled" => "its client is disabled",
         "no_image" => "it has no image and there is no default image",
-        "disk_image" => "its image is a disk, which this server does not serve",
+        "no_disk_stored" => "the disk of its image is not stored on this server",
+        "disk_in_use" => "a running machine has the disk of its client, and answers",
         "no_kernel" => "its image has no kernel file",
         "unsafe_parameters" => "its boot parameters would not be safe in a script",
         other => return other.to_owned(),
@@ -156,6 +195,8 @@ mod tests {
                     foreign: None,
                     os_spoke: false,
                     reports: false,
+                    disk: Some(BootMethod::San),
+                    stall_seconds: 60,
                 });
                 assert!(text.len() > 20 && !text.contains("None"), "{stage}: {text}");
             }

@@ -1,11 +1,13 @@
 //! What is seen of a machine that boots: the words in which DHCP, TFTP and HTTP tell the
 //! tracker. Plain data; judges nothing.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use uuid::Uuid;
 
-use crate::model::{Arch, FileRole, MacAddr, PhoneHome, Timestamp};
+use crate::model::{
+    Arch, BootMethod, DiskMode, DiskProtocol, FileRole, MacAddr, PhoneHome, Timestamp,
+};
 
 /// Something that was seen of a machine.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +41,9 @@ pub struct Context {
     pub server_ip: Option<Ipv4Addr>,
     /// Whether that image's system reports itself (goes with `image`).
     pub phone_home: Option<PhoneHome>,
+    /// How the disk of that image is booted; `None` for a kernel without one (goes with
+    /// `image`).
+    pub boot_method: Option<BootMethod>,
     /// When the lease just acknowledged runs out (goes with an ACK of a leased address).
     pub lease_until: Option<Timestamp>,
 }
@@ -85,6 +90,42 @@ impl Speaker {
             Self::Os => "os",
         }
     }
+}
+
+/// A login to a disk that was let in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DiskLogin {
+    /// Number of the connection, unique while the server runs.
+    pub connection: u64,
+    /// Spoken how.
+    pub protocol: DiskProtocol,
+    /// From where.
+    pub peer: SocketAddr,
+    /// Whether what it writes is kept.
+    pub mode: DiskMode,
+    /// Whether its copy of the image was made for this login.
+    pub clone: CloneOrigin,
+}
+
+crate::model::words! {
+    /// Where the copy came from that a machine was given.
+    pub enum CloneOrigin {
+        /// Made for this login.
+        New = "new",
+        /// Made before.
+        Found = "found",
+    }
+}
+
+/// What a connection to a disk has moved, from its beginning on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskUse {
+    /// Number of the connection.
+    pub connection: u64,
+    /// Bytes read.
+    pub read: u64,
+    /// Bytes written.
+    pub written: u64,
 }
 
 /// A file as the timeline names it.
@@ -186,6 +227,34 @@ pub enum Evidence {
     Beat,
     /// Phone-home: bye, with the reason it gave.
     Bye(Option<String>),
+    /// It logged in to its disk and was given it.
+    DiskAttached(DiskLogin),
+    /// The first read over a connection to its disk.
+    DiskRead {
+        /// Which connection.
+        connection: u64,
+    },
+    /// The first write over a connection to its disk.
+    DiskWritten {
+        /// Which connection.
+        connection: u64,
+    },
+    /// What a connection to its disk has moved so far.
+    DiskUsed(DiskUse),
+    /// A connection to its disk is gone.
+    DiskDetached {
+        /// What it moved in all.
+        moved: DiskUse,
+        /// Why, in a few words.
+        cause: &'static str,
+    },
+    /// It proved to be this boot, but was not given its disk.
+    DiskRefused {
+        /// `not_stored`, `in_use`, ... as in the metrics.
+        reason: &'static str,
+        /// For people.
+        sentence: String,
+    },
     /// Its lease was released by the OS.
     Released,
     /// It takes an address of another DHCP server (`context.client_ip`): no stage of its

@@ -8,10 +8,38 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::arrival::Standing;
+use super::disk::Disk;
 use super::evidence::{BootFile, Context, Door, Evidence, Observation, Speaker};
 use super::rows::{Effect, Row};
 use super::rules::Rules;
-use crate::model::{Arch, Attempt, AttemptOutcome, BootSession, PhoneHome, Stage, Timestamp};
+use crate::model::{
+    Arch, Attempt, AttemptOutcome, BootMethod, BootSession, PhoneHome, Stage, Timestamp,
+};
+
+crate::model::words! {
+    /// Why a machine with a running one's MAC got no boot.
+    pub enum TurnedAway {
+        /// It has another SMBIOS UUID, and the one that runs reports itself.
+        OtherMachine = "other_machine",
+        /// The one that runs holds the disk, and its connection answers.
+        DiskInUse = "disk_in_use",
+    }
+}
+
+impl TurnedAway {
+    /// For people.
+    #[must_use]
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::OtherMachine => {
+                "another machine with this MAC but a different SMBIOS UUID asked to boot while this one runs; it was refused"
+            }
+            Self::DiskInUse => {
+                "a machine with this MAC asked to boot while this one has its disk, and its connection answers; it was refused"
+            }
+        }
+    }
+}
 
 /// One attempt of one machine, from its first packet to its end.
 ///
@@ -32,25 +60,29 @@ use crate::model::{Arch, Attempt, AttemptOutcome, BootSession, PhoneHome, Stage,
 ///     |   '---------------'                 |       |
 ///     |   sent to its local disk -> refused |       |
 ///     v                                     v       |
-///  kernel, initrd delivered --no `up`--> failed     |--> error
-///     |                                  (error)    |
+///  kernel, initrd delivered,  --no `up`--> failed   |--> error
+///  disk attached, read, written   disk   (error)    |
+///     |                           lost              |
 ///     | `up`, or inferred                           v
 ///     v                                        .---------.
-///  running --three beats missed--> failed      | running |--> error
-///     |                                        '---------'
-///     | `bye`, or inferred (next boot, lease gone)  |
-///     v                                             v
+///  running --three beats missed, no--> failed  | running |--> error
+///     |      disk open                         '---------'
+///     | `bye`, or inferred (next boot, lease gone,  |
+///     v  disk detached and not attached again)      v
 ///  completed                                     shutdown
 ///
 ///  A ROM's DISCOVER before `up`, where the arrival table says so: restarted (error).
 /// ```
 ///
 /// **Inferred.** An image that is `absent` runs at its system's first DHCP, or `stall`
-/// seconds after its last file. One that is `auto` and silent runs if its system spoke DHCP,
-/// which is judged only after the whole `os` time, so that a report may still come.
+/// seconds after its last file; where its root is a disk, at the login of its system to it, or
+/// `stall` seconds after its loader's. One that is `auto` and silent runs if its system spoke
+/// DHCP or holds its disk, which is judged only after the whole `os` time, so that a report
+/// may still come.
 ///
 /// **Late evidence.** After the end only the first `up`, `beat` and `bye` are written, each
-/// as an event with `late: true`; no status changes. All other evidence is dropped.
+/// as an event with `late: true`, and what its disk tells, with the bytes that went over it;
+/// no status changes. All other evidence is dropped.
 ///
 /// **Repeats.** The same packet again (a ROM in a loop) is no new row: it is counted, and the
 /// counts stand in the detail of the last event (`repeats`).
@@ -61,6 +93,8 @@ pub struct Boot {
     pub(super) session: Option<BootSession>,
     pub(super) image: Option<(Uuid, String)>,
     pub(super) phone_home: PhoneHome,
+    /// How the disk of `image` is booted.
+    pub(super) boot_method: Option<BootMethod>,
     pub(super) first: Speaker,
     pub(super) first_http: bool,
     pub(super) life: Life,
@@ -68,6 +102,9 @@ pub struct Boot {
     pub(super) loader_delivered: bool,
     pub(super) waiting_for: Option<String>,
     pub(super) transfers: Vec<Transfer>,
+    pub(super) disk: Disk,
+    /// It ended by a deadline of ours, not by a word of the machine.
+    pub(super) by_silence: bool,
     pub(super) trouble: Option<Trouble>,
     pub(super) foreign: Option<Ipv4Addr>,
     pub(super) times: Times,
@@ -173,6 +210,8 @@ impl Boot {
             last_stage: Stage::Discover,
             outcome: AttemptOutcome::Open,
             reason: None,
+            disk_bytes_read: 0,
+            disk_bytes_written: 0,
         };
         let mut boot = Self::blank(rules, attempt, at);
         boot.first = speaker;
@@ -191,6 +230,7 @@ impl Boot {
             session: None,
             image: None,
             phone_home: PhoneHome::Auto,
+            boot_method: None,
             first: Speaker::Rom,
             first_http: false,
             life: Life::Loading,
@@ -198,6 +238,8 @@ impl Boot {
             loader_delivered: false,
             waiting_for: None,
             transfers: Vec::new(),
+            disk: Disk::default(),
+            by_silence: false,
             trouble: None,
             foreign: None,
             times: Times {
@@ -284,19 +326,22 @@ impl Boot {
         }
         let before = (self.attempt.clone(), self.session.clone());
         let mut out = Vec::new();
-        self.times.heard = self.times.heard.max(seen.at);
+        // How much a connection has moved is our own look at it, no word of the machine's.
+        if !matches!(seen.what, Evidence::DiskUsed(_)) {
+            self.times.heard = self.times.heard.max(seen.at);
+        }
         self.learn(&seen.context);
         self.judge(seen, &mut out);
         self.finish(before, out)
     }
 
-    /// Another machine with this one's MAC and another SMBIOS UUID was turned away.
-    pub fn turn_away(&mut self, newcomer: &Observation) -> Vec<Effect> {
+    /// Another machine with this one's MAC was turned away.
+    pub fn turn_away(&mut self, newcomer: &Observation, why: TurnedAway) -> Vec<Effect> {
         let before = (self.attempt.clone(), self.session.clone());
         let mut out = Vec::new();
         let detail = json!({
-            "reason": "other_machine",
-            "sentence": "another machine with this MAC but a different SMBIOS UUID asked to boot while this one runs; it was refused",
+            "reason": why.as_str(),
+            "sentence": why.sentence(),
             "smbios_uuid": newcomer.context.smbios_uuid,
         });
         self.note(
@@ -336,6 +381,9 @@ impl Boot {
             self.image = Some((*id, name.clone()));
             self.attempt.image_name = Some(name.clone());
         }
+        if context.image.is_some() {
+            self.boot_method = context.boot_method;
+        }
         // What it has proved by reporting, no cache knows better.
         if let Some(phone_home) = context.phone_home
             && self.image_report == ImageReport::NotYet
@@ -346,6 +394,17 @@ impl Boot {
 
     fn after_the_end(&mut self, seen: &Observation) -> Vec<Effect> {
         let (slot, stage) = match &seen.what {
+            Evidence::DiskAttached(_)
+            | Evidence::DiskRead { .. }
+            | Evidence::DiskWritten { .. }
+            | Evidence::DiskUsed(_)
+            | Evidence::DiskDetached { .. }
+            | Evidence::DiskRefused { .. } => {
+                let before = (self.attempt.clone(), self.session.clone());
+                let mut out = Vec::new();
+                self.judge_disk(seen, &mut out);
+                return self.finish(before, out);
+            }
             Evidence::Up => (0, Stage::Up),
             Evidence::Beat => (1, Stage::Up),
             Evidence::Bye(_) => (2, Stage::Bye),

@@ -3,12 +3,13 @@
 //!
 //! [`evidence`]: what is seen of a machine. [`mod@arrival`]: the table that says when an attempt
 //! starts, is joined, or starts again. [`machine`]: the life of one attempt and its session,
-//! with the diagram; `steps`: what each kind of evidence does to it; `silence`: deadlines and
-//! ends; `rows`: what is written. [`rules`]: how long each silence may last. [`causes`]: the sentences that
+//! with the diagram; `steps`: what each kind of evidence does to it; `disk`: what its disk tells
+//! of it; `silence`: deadlines and ends; `rows`: what is written. [`rules`]: how long each silence may last. [`causes`]: the sentences that
 //! name a failed boot's stage and likely cause. [`recall`]: an attempt made again from its rows.
 
 pub mod arrival;
 pub mod causes;
+mod disk;
 pub mod evidence;
 pub mod machine;
 pub mod recall;
@@ -21,7 +22,9 @@ mod steps;
 mod tests;
 
 pub use arrival::{Arrival, Standing, arrival};
-pub use evidence::{BootFile, Context, Door, Evidence, Observation, Speaker};
-pub use machine::Boot;
+pub use evidence::{
+    BootFile, CloneOrigin, Context, DiskLogin, DiskUse, Door, Evidence, Observation, Speaker,
+};
+pub use machine::{Boot, TurnedAway};
 pub use rows::Effect;
 pub use rules::{Rules, Timings};

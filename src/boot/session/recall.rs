@@ -35,6 +35,13 @@ impl Boot {
             }
             boot.session = Some(session);
         }
+        boot.disk.before = (
+            boot.attempt.disk_bytes_read,
+            boot.attempt.disk_bytes_written,
+        );
+        boot.disk.attached = boot.disk.attached.map(|_| now);
+        boot.disk.system = boot.disk.system.map(|_| now);
+        boot.disk.idle = (boot.disk.logins > 0).then_some(now);
         let times = &mut boot.times;
         times.delivered = times.delivered.map(|_| now);
         times.network = times.network.map(|_| now);
@@ -69,6 +76,9 @@ impl Boot {
                 if let Some(word) = text("phone_home").and_then(|w| w.parse().ok()) {
                     self.phone_home = word;
                 }
+                let method = text("disk").and_then(|w| w.parse().ok());
+                self.boot_method = method;
+                self.disk.planned(method);
                 if let Some(id) = text("image_id").and_then(|i| i.parse().ok()) {
                     self.image = Some((id, text("image").unwrap_or_default().to_owned()));
                 }
@@ -76,6 +86,12 @@ impl Boot {
             Stage::Waiting => self.waiting_for = text("reason").map(str::to_owned),
             Stage::KernelSent | Stage::InitrdSent => self.times.delivered = Some(event.at),
             Stage::OsNetwork => self.times.network = Some(event.at),
+            Stage::DiskAttached => {
+                self.disk.logged_in(event.at);
+                if let Some(mode) = text("mode").and_then(|w| w.parse().ok()) {
+                    self.disk.mode.get_or_insert(mode);
+                }
+            }
             Stage::Up => {
                 let inferred = event
                     .detail

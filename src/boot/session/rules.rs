@@ -18,6 +18,9 @@ pub struct Timings {
     pub transfer: TimeDelta,
     /// From the last file's delivery (or the system's first DHCP) to `up`.
     pub os: TimeDelta,
+    /// How long a system that ran from its disk may be without a connection to it before its
+    /// boot counts as over: longer than a cable is pulled or this server takes to start again.
+    pub disk: TimeDelta,
     /// Between two beats of a running system.
     pub beat: TimeDelta,
     /// So many beats missed: contact lost.
@@ -39,6 +42,7 @@ impl Timings {
             uefi_rom: stall * 5 / 2,
             transfer: stall / 2,
             os: TimeDelta::seconds(i64::from(os_seconds.max(1))),
+            disk: stall.max(TimeDelta::seconds(60)) * 2,
             beat: TimeDelta::seconds(30),
             missed_beats: 3,
         }

@@ -36,7 +36,10 @@ impl Boot {
         let before = (self.attempt.clone(), self.session.clone());
         let mut out = Vec::new();
         match verdict {
-            Verdict::End(end) => self.end(now, *end, &mut out),
+            Verdict::End(end) => {
+                self.by_silence = true;
+                self.end(now, *end, &mut out);
+            }
             Verdict::Runs { since, by } => self.run(now, since, Proof::Inferred, by, &mut out),
         }
         self.finish(before, out)
@@ -85,6 +88,9 @@ impl Boot {
             &mut t.network,
             &mut t.released,
             &mut t.lease_until,
+            &mut self.disk.attached,
+            &mut self.disk.system,
+            &mut self.disk.idle,
         ];
         for time in options.into_iter().flatten() {
             *time += by;
@@ -98,6 +104,13 @@ impl Boot {
     fn deadline(&self) -> Option<(Timestamp, Verdict)> {
         match self.life {
             Life::Over => None,
+            // Whoever holds its disk is there.
+            Life::Running(_) if self.disk.is_open() => None,
+            Life::Running(Proof::Inferred) if self.disk.logins > 0 => {
+                let quiet = self.rules.timings.disk;
+                let end = End::shutdown(&causes::disk_quiet(quiet.num_seconds()), true);
+                Some((self.disk.idle? + quiet, Verdict::end(end)))
+            }
             Life::Running(Proof::Inferred) => {
                 let until = self.times.lease_until? + self.rules.timings.stall;
                 let end = End::shutdown("its lease ran out and was not renewed", true);
@@ -112,7 +125,11 @@ impl Boot {
                     let cause = causes::contact_lost(silence.num_seconds());
                     End::failed(cause)
                 };
-                Some((self.times.beat + silence, Verdict::end(end)))
+                let mut until = self.times.beat + silence;
+                if let Some(idle) = self.disk.idle {
+                    until = until.max(idle + self.rules.timings.disk);
+                }
+                Some((until, Verdict::end(end)))
             }
             Life::Loading => Some(self.loading_deadline()),
         }
@@ -135,11 +152,19 @@ impl Boot {
         if let Some(until) = open.max() {
             return (until, failed());
         }
+        if let Some(due) = self.disk_deadline() {
+            return due;
+        }
         let patience = times.progress + timings.no_progress();
         let broken = matches!(&self.trouble, Some(t) if t.kind == TroubleKind::Broken);
         if let (Some(delivered), false) = (times.delivered, broken) {
             let until = times.network.unwrap_or(delivered).max(delivered) + timings.os;
-            return match (self.phone_home, times.network) {
+            // Without its root no system runs, whatever else it does.
+            let phone_home = match self.disk.method {
+                Some(_) => PhoneHome::Expected,
+                None => self.phone_home,
+            };
+            return match (phone_home, times.network) {
                 (PhoneHome::Absent, network) => {
                     let (since, by) = match network {
                         Some(since) => (since, "os_network"),
@@ -164,6 +189,30 @@ impl Boot {
         ((times.heard + quiet).min(patience), failed())
     }
 
+    /// The deadline of a boot that has logged in to its disk since its script.
+    fn disk_deadline(&self) -> Option<(Timestamp, Verdict)> {
+        let (timings, disk) = (&self.rules.timings, &self.disk);
+        let attached = disk.attached?;
+        if let (Some(_), Some(idle)) = (disk.system, disk.idle) {
+            let cause = format!(
+                "at stage {}: {}",
+                self.attempt.last_stage,
+                causes::disk_lost(timings.disk.num_seconds())
+            );
+            return Some((idle + timings.disk, Verdict::end(End::failed(cause))));
+        }
+        let until = attached + timings.os;
+        let since = disk.system.or(self.times.network).unwrap_or(attached);
+        let runs = Verdict::Runs { since, by: "disk" };
+        Some(match self.phone_home {
+            PhoneHome::Absent if disk.is_open() => (attached + timings.stall, runs),
+            PhoneHome::Auto if disk.is_open() => (until, runs),
+            PhoneHome::Absent | PhoneHome::Auto | PhoneHome::Expected => {
+                (until, Verdict::end(self.failure()))
+            }
+        })
+    }
+
     fn is_uefi_rom(&self) -> bool {
         self.attempt.last_stage <= Stage::LoaderOffered
             && self.first == Speaker::Rom
@@ -184,6 +233,8 @@ impl Boot {
             foreign: self.foreign,
             os_spoke: self.times.network.is_some(),
             reports: self.phone_home == PhoneHome::Expected,
+            disk: self.disk.method,
+            stall_seconds: self.rules.timings.stall.num_seconds(),
         })
     }
 

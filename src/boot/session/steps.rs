@@ -132,6 +132,12 @@ impl Boot {
                 end.cause = reason.as_ref().filter(|r| !r.is_empty()).cloned();
                 self.end(at, end, out);
             }
+            Evidence::DiskAttached(_)
+            | Evidence::DiskRead { .. }
+            | Evidence::DiskWritten { .. }
+            | Evidence::DiskUsed(_)
+            | Evidence::DiskDetached { .. }
+            | Evidence::DiskRefused { .. } => self.judge_disk(seen, out),
             Evidence::Released => self.released(at, out),
             // What came along has been learnt already.
             Evidence::Located => {}
@@ -225,15 +231,19 @@ impl Boot {
         }
     }
 
-    /// The operating system speaks DHCP: evidence only once a kernel was delivered.
+    /// The operating system speaks DHCP: evidence only once a kernel was delivered, or its
+    /// disk was attached.
     fn os_network(&mut self, at: Timestamp, address: Option<Ipv4Addr>, out: &mut Vec<Effect>) {
-        if self.times.delivered.is_none() || address.is_none() {
+        let loaded = self.times.delivered.is_some() || self.disk.attached.is_some();
+        if !loaded || address.is_none() {
             return;
         }
         self.times.network.get_or_insert(at);
         let detail = json!({"address": address, "until": self.times.lease_until});
         self.reach(at, Stage::OsNetwork, detail, Row::OncePerDetail, out);
-        if self.life == Life::Loading && self.phone_home == PhoneHome::Absent {
+        // An initramfs asks for an address before it looks for its root: no system runs yet.
+        let has_root = self.disk.method.is_none() || self.disk.attached.is_some();
+        if self.life == Life::Loading && self.phone_home == PhoneHome::Absent && has_root {
             self.run(at, at, Proof::Inferred, "os_network", out);
         }
     }
@@ -256,10 +266,14 @@ impl Boot {
             // The image is the one that this script names, whatever was planned before.
             self.choose_image(context);
             self.booted = true;
-            let detail = json!({
+            self.disk.planned(self.boot_method);
+            let mut detail = json!({
                 "image": self.attempt.image_name, "image_id": self.image.as_ref().map(|i| i.0),
                 "phone_home": self.phone_home,
             });
+            if let Some(method) = self.boot_method {
+                detail["disk"] = json!(method);
+            }
             self.reach(at, Stage::Script, detail, Row::OncePerDetail, out);
             return;
         };
@@ -281,6 +295,8 @@ impl Boot {
 
     fn released(&mut self, at: Timestamp, out: &mut Vec<Effect>) {
         match self.life {
+            // It still works on its disk: that ends it, when it is let go of.
+            Life::Running(Proof::Inferred) if self.disk.is_open() => {}
             Life::Running(Proof::Inferred) => {
                 self.end(at, End::shutdown("it released its lease", true), out);
             }

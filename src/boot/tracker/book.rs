@@ -12,7 +12,9 @@ use uuid::Uuid;
 
 use super::{Caps, OpenAttempt};
 use crate::boot::session::arrival::Caller;
-use crate::boot::session::{Arrival, Boot, Effect, Evidence, Observation, Rules, Speaker, arrival};
+use crate::boot::session::{
+    Arrival, Boot, Effect, Evidence, Observation, Rules, Speaker, TurnedAway, arrival,
+};
 use crate::model::{Attempt, BootEvent, BootSession, MacAddr, Timestamp};
 
 /// All attempts that matter now.
@@ -80,6 +82,8 @@ crate::model::words! {
         StrangersRate = "strangers_rate",
         /// Another machine runs with this MAC.
         OtherMachine = "other_machine",
+        /// Another machine has the disk of this MAC's client.
+        DiskInUse = "disk_in_use",
         /// A report for a boot that is over.
         Late = "late",
     }
@@ -122,7 +126,8 @@ impl Book {
             }
             Arrival::Ignore => self.nowhere(seen, &mut outcome),
             Arrival::Refuse => {
-                self.step(seen.mac, &mut outcome.steps, |b| b.turn_away(seen));
+                let why = TurnedAway::OtherMachine;
+                self.step(seen.mac, &mut outcome.steps, |b| b.turn_away(seen, why));
                 outcome.ignored = Some(Ignored::OtherMachine);
             }
             Arrival::Start | Arrival::Restart => {
@@ -160,6 +165,32 @@ impl Book {
             outcome.ignored = Some(Ignored::NoAttempt);
         }
         outcome
+    }
+
+    /// A machine was refused because the one of that attempt has the disk.
+    pub(super) fn turn_away(&mut self, id: Uuid, seen: &Observation) -> Outcome {
+        let mut outcome = Outcome::default();
+        let why = TurnedAway::DiskInUse;
+        if let Some(mac) = self.by_id.get(&id).copied() {
+            outcome.id = self.step(mac, &mut outcome.steps, |b| b.turn_away(seen, why));
+        } else if let Some(boot) = self.ended.get_mut(&id) {
+            let before = boot.last_event_at();
+            let effects = boot.turn_away(seen, why);
+            outcome.steps.push(step_of(boot, before, effects));
+        }
+        outcome.ignored = Some(Ignored::DiskInUse);
+        outcome
+    }
+
+    /// True if that packet would close an attempt or open one.
+    pub(super) fn begins(&self, seen: &Observation) -> bool {
+        let current = self.open.get(&seen.mac).map(|b| b.standing(seen.at));
+        Caller::of(seen).is_some_and(|caller| {
+            matches!(
+                arrival(current.as_ref(), caller),
+                Arrival::Start | Arrival::Restart
+            )
+        })
     }
 
     /// No attempt is open: a late report is written to the one that ended last.
@@ -243,7 +274,12 @@ impl Book {
     }
 
     pub(super) fn over(&self, id: Uuid) -> Option<OpenAttempt> {
-        self.ended.get(&id).map(view)
+        let boot = self.ended.get(&id)?;
+        let mut over = view(boot);
+        // A newer boot of the same machine has taken its place.
+        over.may_attach &=
+            self.ended_of.get(&over.mac) == Some(&id) && !self.open.contains_key(&over.mac);
+        Some(over)
     }
 
     /// A machine that is booting or runs, or that ended by silence and has spoken since.
@@ -252,8 +288,12 @@ impl Book {
             return true;
         }
         let last = self.ended_of.get(&mac).and_then(|id| self.ended.get(id));
-        last.and_then(Boot::late_beat)
-            .is_some_and(|at| now < at + self.rules.timings.silence())
+        last.is_some_and(|boot| {
+            boot.holds_disk()
+                || boot
+                    .late_beat()
+                    .is_some_and(|at| now < at + self.rules.timings.silence())
+        })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -332,10 +372,15 @@ impl Book {
                 break;
             }
             self.forget.pop_front();
-            match self.ended.get(&id).and_then(Boot::late_beat) {
-                // It still talks: keep its address safe.
-                Some(at) if at + REMEMBER > now => self.forget.push_back((at + REMEMBER, id)),
-                _ => self.drop_ended(id),
+            let boot = self.ended.get(&id);
+            let until = match boot.and_then(Boot::late_beat) {
+                // It still talks, or works on its disk: keep its address safe.
+                Some(at) if at + REMEMBER > now => Some(at + REMEMBER),
+                _ => boot.filter(|b| b.holds_disk()).map(|_| now + REMEMBER),
+            };
+            match until {
+                Some(until) => self.forget.push_back((until, id)),
+                None => self.drop_ended(id),
             }
         }
     }
@@ -389,6 +434,9 @@ fn view(boot: &Boot) -> OpenAttempt {
         image_id: boot.image_id(),
         range_id: a.range_id,
         loader_delivered: boot.loader_delivered(),
+        disk_mode: boot.disk_mode(),
+        may_attach: boot.may_attach(),
+        ended_at: a.ended_at,
     }
 }
 

@@ -30,7 +30,7 @@ use super::session::{Effect, Observation, Rules};
 use crate::catalog::{BootWrite, Catalog, CatalogError};
 use crate::clock::Clock;
 use crate::model::{
-    Attempt, AttemptOutcome, BootEvent, BootSession, MacAddr, SessionStatus, Timestamp,
+    Attempt, AttemptOutcome, BootEvent, BootSession, DiskMode, MacAddr, SessionStatus, Timestamp,
 };
 
 pub use self::book::Ignored;
@@ -42,7 +42,7 @@ pub struct Tracker {
     shared: Arc<Shared>,
 }
 
-/// What the doors and the DHCP server need to know of an open attempt.
+/// What the doors, the disks and the DHCP server need to know of an attempt, mostly an open one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OpenAttempt {
     /// Its id.
@@ -57,6 +57,12 @@ pub struct OpenAttempt {
     pub range_id: Option<Uuid>,
     /// A loader of ours was delivered whole in this attempt.
     pub loader_delivered: bool,
+    /// Whether what it writes is kept, once it has logged in to its disk.
+    pub disk_mode: Option<DiskMode>,
+    /// It may log in to its disk (again).
+    pub may_attach: bool,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
 }
 
 /// Bounds of what is kept in memory.
@@ -175,6 +181,20 @@ impl Tracker {
         let outcome = book.report(id, &observation);
         self.shared.conclude(&book, outcome);
         known(&book, id)
+    }
+
+    /// Takes note that a machine was refused because the one of that attempt has the disk.
+    pub fn turn_away(&self, id: Uuid, newcomer: Observation) {
+        let mut book = self.shared.book();
+        let outcome = book.turn_away(id, &newcomer);
+        self.shared.conclude(&book, outcome);
+    }
+
+    /// True if this DHCP packet would open an attempt, whether or not it closes one. Nothing
+    /// is noted.
+    #[must_use]
+    pub fn begins(&self, seen: &Observation) -> bool {
+        self.shared.book().begins(seen)
     }
 
     /// The open attempt of a machine.

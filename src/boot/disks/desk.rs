@@ -1,0 +1,109 @@
+//! Who holds a client's disk: at most one boot at a time. A newer login of the same boot fences
+//! the older; another boot gets the disk only once the older one's connections answer no more.
+//!
+//! Two locks. `serial` is held over a whole login or settlement, which may wait a second for
+//! a sign of life; `holds` for moments only, by connections' own threads too, and never while
+//! anything is waited for.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::attachment::{Gate, Meter, Usage};
+use super::door::Line;
+use crate::model::{DiskProtocol, Timestamp};
+use crate::storage::Volume;
+
+/// How long a machine may take to answer a ping before it counts as gone.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// One client's.
+#[derive(Debug, Default)]
+pub(super) struct Desk {
+    serial: Mutex<()>,
+    holds: Mutex<Vec<Hold>>,
+}
+
+/// One connection that has the disk, or has been fenced and is not gone yet.
+#[derive(Debug, Clone)]
+pub(super) struct Hold {
+    pub(super) connection: u64,
+    pub(super) attempt: Uuid,
+    pub(super) volume: Volume,
+    pub(super) protocol: DiskProtocol,
+    pub(super) peer: SocketAddr,
+    pub(super) since: Timestamp,
+    pub(super) line: Arc<dyn Line>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) meter: Arc<Meter>,
+    /// What its boot was last told of it.
+    pub(super) told: Usage,
+    /// Why it was broken off, if we did.
+    pub(super) cause: Option<&'static str>,
+}
+
+/// What was found of older connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nobody has the disk (any more).
+    Free,
+    /// The boot that has it answers.
+    Taken {
+        /// Which boot.
+        by: Uuid,
+    },
+}
+
+impl Desk {
+    /// One login or settlement at a time.
+    pub(super) fn serial(&self) -> MutexGuard<'_, ()> {
+        self.serial.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn holds(&self) -> MutexGuard<'_, Vec<Hold>> {
+        self.holds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True if a connection has the disk that was not fenced.
+    pub(super) fn is_held(&self) -> bool {
+        self.holds().iter().any(|hold| !hold.gate.is_shut())
+    }
+
+    /// Asks the connections that `of` picks for a sign of life: the first that answers has
+    /// the disk; those that don't are broken off. To be called with `serial` held.
+    pub(super) fn settle(&self, of: impl Fn(&Hold) -> bool) -> Verdict {
+        let live: Vec<Hold> = {
+            let holds = self.holds();
+            let picked = holds.iter().filter(|h| of(h) && !h.gate.is_shut());
+            picked.cloned().collect()
+        };
+        for hold in live {
+            if hold.line.answers(PATIENCE) {
+                return Verdict::Taken { by: hold.attempt };
+            }
+            self.break_off(&hold, "it did not answer when the machine began anew");
+        }
+        Verdict::Free
+    }
+
+    /// Lets nothing more through a connection, waits for what is under way, closes it.
+    pub(super) fn break_off(&self, hold: &Hold, cause: &'static str) {
+        let mut holds = self.holds();
+        let known = holds.iter_mut().find(|h| h.connection == hold.connection);
+        if let Some(known) = known {
+            known.cause.get_or_insert(cause);
+        }
+        drop(holds);
+        hold.gate.shut();
+        hold.line.close();
+    }
+
+    /// A connection is gone; its hold, if it was here.
+    pub(super) fn gone(&self, connection: u64) -> Option<Hold> {
+        let mut holds = self.holds();
+        let at = holds.iter().position(|h| h.connection == connection)?;
+        Some(holds.swap_remove(at))
+    }
+}
