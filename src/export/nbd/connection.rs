@@ -19,8 +19,8 @@ use super::machine::{Act, Disk, Payload, Unlawful, judge};
 use super::metrics::{Command, End, Tally};
 use super::outlet::{Inlet, Outlet};
 use super::wire::transmission::{
-    Allocation, DATA_CHUNK_HEADER, Errno, HOLE_CHUNK, Last, REQUEST_HEADER, Request,
-    SIMPLE_HEADER, data_chunk, error_chunk, hole_chunk, none_chunk, simple, status_chunk,
+    Allocation, DATA_CHUNK_HEADER, Errno, HOLE_CHUNK, Last, REQUEST_HEADER, Request, SIMPLE_HEADER,
+    data_chunk, error_chunk, hole_chunk, none_chunk, simple, status_chunk,
 };
 use super::workers::{Job, Jobs, hand_over};
 use crate::boot::disks::{Attachment, Line as _};

@@ -266,8 +266,10 @@ impl NbdMetrics {
 
     pub(super) fn tally(&self) -> Tally {
         Tally {
-            requests: Command::ALL
-                .map(|command| self.requests.get_or_create_owned(&RequestLabels { command })),
+            requests: Command::ALL.map(|command| {
+                self.requests
+                    .get_or_create_owned(&RequestLabels { command })
+            }),
             errors: self.errors.clone(),
             read_bytes: self.read_bytes.clone(),
             written_bytes: self.written_bytes.clone(),

@@ -132,13 +132,7 @@ impl NbdServer {
                     continue;
                 }
             };
-            tasks.spawn(handshake(
-                hall.clone(),
-                stream,
-                peer,
-                place,
-                cancel.clone(),
-            ));
+            tasks.spawn(handshake(hall.clone(), stream, peer, place, cancel.clone()));
         }
         drop(self.listener);
         tasks.close();

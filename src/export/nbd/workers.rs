@@ -32,7 +32,10 @@ pub(super) enum Job {
         whole: Last,
     },
     /// Write with FUA.
-    Write { request: Request, data: Vec<u8> },
+    Write {
+        request: Request,
+        data: Vec<u8>,
+    },
     /// Flush, then answer the request, whatever it is.
     Flush(Request),
     Trim(Request, Stable),

@@ -13,8 +13,8 @@
 
 use super::super::wire::Reader;
 use super::super::wire::handshake::{
-    self as wire, InfoRequest, LONGEST_STRING, MetaRequest, OPTION_HEADER, OptionCode,
-    OptionError, OptionHeader, Wanted,
+    self as wire, InfoRequest, LONGEST_STRING, MetaRequest, OPTION_HEADER, OptionCode, OptionError,
+    OptionHeader, Wanted,
 };
 use super::super::wire::transmission::ALLOCATION_ID;
 

@@ -169,7 +169,11 @@ pub fn judge(request: &Request, disk: &Disk) -> Result<Act, Unlawful> {
     if request.command == 3 {
         // "Both the offset and the length must be zero."
         let plain = request.offset == 0 && request.length == 0;
-        return if plain { Ok(Act::Flush) } else { Err(Unlawful::Shape) };
+        return if plain {
+            Ok(Act::Flush)
+        } else {
+            Err(Unlawful::Shape)
+        };
     }
     let end = request.offset.checked_add(u64::from(request.length));
     if end.is_none_or(|end| end > disk.size) {

@@ -295,12 +295,7 @@ pub fn info_name(option: OptionCode, name: &str, out: &mut Vec<u8>) {
 /// REP_INFO with INFO_BLOCK_SIZE: least, preferred, most.
 pub fn info_block_size(option: OptionCode, sizes: [u32; 3], out: &mut Vec<u8>) {
     let sizes = sizes.map(u32::to_be_bytes);
-    reply(
-        option,
-        3,
-        &[&[0, 3], &sizes[0], &sizes[1], &sizes[2]],
-        out,
-    );
+    reply(option, 3, &[&[0, 3], &sizes[0], &sizes[1], &sizes[2]], out);
 }
 
 /// REP_META_CONTEXT.
@@ -384,9 +379,19 @@ mod tests {
     #[test]
     fn a_long_text_is_cut_within_the_limit() {
         let mut out = Vec::new();
-        error(OptionCode::Go, OptionError::Policy, &"é".repeat(4000), &mut out);
+        error(
+            OptionCode::Go,
+            OptionError::Policy,
+            &"é".repeat(4000),
+            &mut out,
+        );
         assert_eq!(out.len(), 20 + 4096);
-        error(OptionCode::Go, OptionError::Policy, &"日".repeat(4000), &mut out);
+        error(
+            OptionCode::Go,
+            OptionError::Policy,
+            &"日".repeat(4000),
+            &mut out,
+        );
     }
 
     proptest! {

@@ -181,7 +181,12 @@ fn chunk(cookie: u64, kind: ChunkType, last: Last, length: u32) -> [u8; CHUNK_HE
 #[must_use]
 pub fn data_chunk(cookie: u64, offset: u64, length: u32, last: Last) -> [u8; DATA_CHUNK_HEADER] {
     let mut bytes = [0; DATA_CHUNK_HEADER];
-    let head = chunk(cookie, ChunkType::OffsetData, last, length.saturating_add(8));
+    let head = chunk(
+        cookie,
+        ChunkType::OffsetData,
+        last,
+        length.saturating_add(8),
+    );
     bytes[..CHUNK_HEADER].copy_from_slice(&head);
     bytes[CHUNK_HEADER..].copy_from_slice(&offset.to_be_bytes());
     bytes
