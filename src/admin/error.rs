@@ -9,7 +9,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::catalog::CatalogError;
-use crate::storage::StorageError;
+use crate::storage::{StorageError, VolumeError};
 use crate::validate::Violations;
 
 /// What an error's body holds.
@@ -40,6 +40,11 @@ pub(super) enum ApiError {
         /// Who has or uses it.
         message: String,
     },
+    /// 409: a piece of an upload that does not begin where the last one ended.
+    WrongOffset {
+        /// Bytes that are there: where to go on.
+        there: u64,
+    },
     /// 413.
     TooLarge,
     /// 507: no room for the upload.
@@ -54,6 +59,23 @@ impl ApiError {
     /// 400 for one field.
     pub(super) fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Invalid(Violations::of(field, message))
+    }
+
+    /// What is wrong, in a sentence, for the log and for jobs.
+    pub(super) fn sentence(&self) -> String {
+        match self {
+            Self::Invalid(violations) => violations.to_string(),
+            Self::NotFound(sentence) | Self::Internal(sentence) => sentence.clone(),
+            Self::Unauthorized(sentence) => (*sentence).to_owned(),
+            Self::Conflict { message, .. } => message.clone(),
+            Self::WrongOffset { there } => {
+                format!("the upload goes on at byte {there}, not where this piece begins")
+            }
+            Self::MethodNotAllowed => "this path does not know this method".to_owned(),
+            Self::TooLarge => "the request is too large".to_owned(),
+            Self::Full => "the server's storage is full".to_owned(),
+            Self::Unavailable => "the database can't be reached; try again in a moment".to_owned(),
+        }
     }
 
     /// For deletions: what a rule refuses is in use.
@@ -88,10 +110,7 @@ impl From<CatalogError> for ApiError {
 impl From<StorageError> for ApiError {
     fn from(error: StorageError) -> Self {
         match &error {
-            StorageError::Io { source, .. }
-                if source.kind() == std::io::ErrorKind::StorageFull
-                    || source.kind() == std::io::ErrorKind::QuotaExceeded =>
-            {
+            StorageError::Full { .. } => {
                 tracing::warn!(%error, "no room for an upload");
                 Self::Full
             }
@@ -100,8 +119,31 @@ impl From<StorageError> for ApiError {
     }
 }
 
+impl From<VolumeError> for ApiError {
+    fn from(error: VolumeError) -> Self {
+        match error {
+            VolumeError::NoSpace => {
+                tracing::warn!("no room in the image store");
+                Self::Full
+            }
+            VolumeError::BadSource(why) => Self::invalid("file", why),
+            VolumeError::Exists(_) | VolumeError::Busy { .. } => Self::Conflict {
+                field: "",
+                message: error.to_string(),
+            },
+            VolumeError::Missing(_) | VolumeError::BadName(_) => Self::NotFound(error.to_string()),
+            other => Self::Internal(other.to_string()),
+        }
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        let there = match &self {
+            Self::WrongOffset { there } => Some(*there),
+            _ => None,
+        };
+        let sentence = self.sentence();
         let (status, error, details) = match self {
             Self::Invalid(violations) => (
                 StatusCode::BAD_REQUEST,
@@ -112,10 +154,11 @@ impl IntoResponse for ApiError {
                 (StatusCode::UNAUTHORIZED, sentence.into(), Violations::new())
             }
             Self::NotFound(sentence) => (StatusCode::NOT_FOUND, sentence, Violations::new()),
-            Self::MethodNotAllowed => (
-                StatusCode::METHOD_NOT_ALLOWED,
-                "this path does not know this method".into(),
-                Violations::new(),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, sentence, Violations::new()),
+            Self::WrongOffset { .. } => (
+                StatusCode::CONFLICT,
+                sentence.clone(),
+                Violations::of("Content-Range", sentence),
             ),
             Self::Conflict { field, message } => {
                 let details = if field.is_empty() {
@@ -125,21 +168,13 @@ impl IntoResponse for ApiError {
                 };
                 (StatusCode::CONFLICT, message, details)
             }
-            Self::TooLarge => (
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "the request is too large".into(),
-                Violations::new(),
-            ),
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, sentence, Violations::new()),
             Self::Full => (
                 StatusCode::INSUFFICIENT_STORAGE,
-                "the server's storage is full".into(),
+                sentence,
                 Violations::new(),
             ),
-            Self::Unavailable => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the database can't be reached; try again in a moment".into(),
-                Violations::new(),
-            ),
+            Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, sentence, Violations::new()),
             Self::Internal(inside) => {
                 tracing::error!(error = inside, "an admin request failed");
                 (
@@ -151,6 +186,9 @@ impl IntoResponse for ApiError {
         };
         let mut response = (status, Json(ErrorBody { error, details })).into_response();
         let headers = response.headers_mut();
+        if let Some(there) = there {
+            headers.insert("upload-offset", HeaderValue::from(there));
+        }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }

@@ -1,6 +1,6 @@
 //! The admin REST API, `/healthz`, `/readyz`, `/metrics`: the map of its routes.
 //!
-//! One file per noun (`images`, `clients`, `ranges`, `sessions`, `health`); [`auth`]
+//! One file per noun (`images`, `imports`, `clients`, `ranges`, `sessions`, `health`); [`auth`]
 //! says who is let in, `error` is the only place that turns failures into HTTP, `extract`
 //! takes requests apart, `server` owns sockets and tasks. [`routes`] is the whole list of
 //! what is answered, each entry with its [`Access`]: there is no route without a rule.
@@ -15,9 +15,11 @@ mod error;
 mod extract;
 mod health;
 mod images;
+mod imports;
 mod ranges;
 mod server;
 mod sessions;
+mod stock;
 
 use std::sync::Arc;
 
@@ -32,11 +34,14 @@ use tokio_util::sync::CancellationToken;
 pub use auth::{Access, AdminMetrics};
 pub use health::{Part, Readiness};
 pub use server::AdminServer;
+pub use stock::tell;
 
+use crate::boot::disks::Disks;
 use crate::boot::tracker::Tracker;
 use crate::cache::Cache;
 use crate::catalog::Catalog;
-use crate::storage::Directory;
+use crate::clock::Clock;
+use crate::storage::{Directory, Pending, Storage, Uploads};
 use crate::validate::Strictness;
 
 /// What the admin API works on.
@@ -48,8 +53,20 @@ pub struct Handles {
     pub cache: Cache,
     /// For the live stream of boots.
     pub tracker: Tracker,
-    /// Where uploads go.
+    /// Who has which disk.
+    pub boot_disks: Disks,
+    /// Kernels and initrds.
     pub storage: Directory,
+    /// Disks.
+    pub disks: Arc<dyn Storage>,
+    /// Disk files on their way in.
+    pub uploads: Uploads,
+    /// What is begun and not yet done with images.
+    pub pending: Pending,
+    /// What is taken in.
+    pub limits: ImageLimits,
+    /// The time.
+    pub clock: Clock,
     /// Who knows it is let in.
     pub token: auth::Token,
     /// What `/metrics` shows.
@@ -68,9 +85,18 @@ impl std::fmt::Debug for Handles {
     }
 }
 
+/// What is taken in as a disk.
+#[derive(Debug, Clone)]
+pub struct ImageLimits {
+    /// Most bytes of an uploaded file.
+    pub upload_bytes: u64,
+}
+
 /// What handlers share.
 struct Api {
     handles: Handles,
+    /// Conversions under way.
+    works: imports::Works,
     /// One write at a time: a change reads the row, changes it and writes it back.
     writes: tokio::sync::Mutex<()>,
     /// Ends the endless answers.
@@ -91,6 +117,15 @@ impl Api {
     async fn settle(&self) {
         if let Err(e) = self.cache.refresh().await {
             tracing::warn!(error = %e, "a change is stored, but the cache can't be refreshed yet");
+        }
+    }
+}
+
+impl Api {
+    /// What was begun with an image is done or undone.
+    fn settled(&self, image: uuid::Uuid) {
+        if let Err(e) = self.pending.end(image) {
+            tracing::warn!(error = %e, "the journal of images keeps an entry that is over");
         }
     }
 }
@@ -148,12 +183,52 @@ pub fn routes() -> Vec<Route> {
         route("PUT", "/api/v1/images/{image}", Admin, images::replace),
         route("PATCH", "/api/v1/images/{image}", Admin, images::change),
         route("DELETE", "/api/v1/images/{image}", Admin, images::delete),
+        route("PUT", "/api/v1/images/{image}/content", Admin, images::put),
+        route(
+            "GET",
+            "/api/v1/images/{image}/content",
+            Admin,
+            images::content,
+        ),
+        route("POST", "/api/v1/images/{image}/clone", Admin, images::clone),
+        route(
+            "POST",
+            "/api/v1/images/{image}/files",
+            Admin,
+            images::add_files,
+        ),
+        route(
+            "DELETE",
+            "/api/v1/images/{image}/files",
+            Admin,
+            images::drop_files,
+        ),
+        route("GET", "/api/v1/images/{image}/usage", Admin, images::usage),
+        route("GET", "/api/v1/uploads", Admin, images::uploads),
+        route("GET", "/api/v1/uploads/{name}", Admin, images::upload),
+        route(
+            "DELETE",
+            "/api/v1/uploads/{name}",
+            Admin,
+            images::upload_delete,
+        ),
+        route("GET", "/api/v1/imports", Admin, imports::list),
+        route("GET", "/api/v1/imports/{import}", Admin, imports::get),
+        route("DELETE", "/api/v1/imports/{import}", Admin, imports::cancel),
+        route("GET", "/api/v1/orphans", Admin, images::orphans),
+        route("DELETE", "/api/v1/orphans", Admin, images::remove_orphans),
         route("GET", "/api/v1/clients", Admin, clients::list),
         route("POST", "/api/v1/clients", Admin, clients::create),
         route("GET", "/api/v1/clients/{client}", Admin, clients::get),
         route("PUT", "/api/v1/clients/{client}", Admin, clients::replace),
         route("PATCH", "/api/v1/clients/{client}", Admin, clients::change),
         route("DELETE", "/api/v1/clients/{client}", Admin, clients::delete),
+        route(
+            "DELETE",
+            "/api/v1/clients/{client}/disk",
+            Admin,
+            clients::reset_disk,
+        ),
         route("GET", "/api/v1/network-ranges", Admin, ranges::list),
         route("POST", "/api/v1/network-ranges", Admin, ranges::create),
         route("GET", "/api/v1/network-ranges/{range}", Admin, ranges::get),

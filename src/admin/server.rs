@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Api, Handles, Shared, router};
+use super::{Api, Handles, Shared, imports, router};
 
 /// Connections at once.
 const CONNECTIONS: usize = 256;
@@ -52,11 +52,18 @@ impl AdminServer {
 
     /// Answers until cancelled.
     pub async fn run(self, handles: Handles, cancel: CancellationToken) {
+        // Read before the first request, which may begin something of its own.
+        let left = handles.pending.list().unwrap_or_else(|e| {
+            tracing::error!(error = %e, "the journal of images can't be read");
+            Vec::new()
+        });
         let api: Shared = Arc::new(Api {
             handles,
+            works: imports::Works::default(),
             writes: tokio::sync::Mutex::new(()),
             cancel: cancel.clone(),
         });
+        let keeper = tokio::spawn(imports::resume(api.clone(), left));
         let router = router(&api);
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();
@@ -84,6 +91,8 @@ impl AdminServer {
             tracing::info!("admin requests still running are cut off");
             connections.shutdown().await;
         }
+        keeper.abort();
+        api.works.rest(GRACE).await;
     }
 }
 

@@ -6,11 +6,13 @@
 //! (so that the last events are written), then the database.
 
 mod cluster;
+mod exports;
 mod heartbeat;
 mod parts;
 mod psql;
 mod state;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +21,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::admin::{self, AdminMetrics, AdminServer};
-use crate::boot::disks::Disks;
+use crate::admin::{self, AdminMetrics, AdminServer, ImageLimits};
+use crate::boot::disks::{DiskDoor, Disks};
 use crate::boot::files::{Files, FilesOptions};
 use crate::boot::session::{Rules, Timings};
 use crate::boot::tracker::{Caps, Tracker};
@@ -29,9 +31,12 @@ use crate::catalog::{Catalog, CatalogOptions};
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseUrl, UnknownClients};
 use crate::dhcp::server::{self as dhcp, DhcpMetrics, DhcpOptions, DhcpServer, Selection};
+use crate::export::iscsi::{IscsiMetrics, IscsiServer};
+use crate::export::nbd::{NbdMetrics, NbdServer};
 use crate::http::{HttpLimits, HttpMetrics, HttpServer};
 use crate::privileges::{self, Became};
-use crate::storage::Directory;
+use crate::storage::disks::TABLE_CACHE;
+use crate::storage::{Directory, DiskStore, Pending, Storage, Uploads};
 use crate::telemetry;
 use crate::tftp::metrics::TftpMetrics;
 use crate::tftp::room::boot_room;
@@ -77,6 +82,8 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
 struct Doors {
     tftp: TftpServer,
     http: HttpServer,
+    iscsi: IscsiServer,
+    nbd: NbdServer,
     admin: AdminServer,
 }
 
@@ -97,6 +104,12 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     let doors = Doors {
         tftp: TftpServer::bind(config.tftp.listen)?,
         http: HttpServer::bind(config.http.listen).await?,
+        iscsi: IscsiServer::bind(config.iscsi.listen)
+            .await
+            .with_context(|| format!("iSCSI can't listen on {}", config.iscsi.listen))?,
+        nbd: NbdServer::bind(config.nbd.listen)
+            .await
+            .with_context(|| format!("NBD can't listen on {}", config.nbd.listen))?,
         admin: AdminServer::bind(config.admin.listen)
             .await
             .with_context(|| format!("admin API can't listen on {}", config.admin.listen))?,
@@ -125,6 +138,7 @@ async fn operate(
     doors: Doors,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
+    let nbd_limits = exports::nbd_limits(config)?;
     let clock = Clock::system();
     let Some(opened) = stop
         .run_until_cancelled(open_catalog(config, server_id, url, &clock))
@@ -134,7 +148,10 @@ async fn operate(
     };
     let (catalog, cache) = opened?;
     let storage = Directory::open(&config.storage_path()).await?;
-    compare_storage(&storage, &cache).await;
+    let pending = Pending::open(storage.root())?;
+    let uploads = Uploads::open(storage.root())?;
+    let store = disk_store(storage.root()).await?;
+    admin::tell(&storage, &*store, &cache.get(), &pending.list()?).await;
 
     let rules = Rules {
         timings: Timings::with(config.boot.stall_seconds, config.boot.os_seconds),
@@ -152,7 +169,7 @@ async fn operate(
     if resumed > 0 {
         tracing::info!(attempts = resumed, "going on with boots that were open");
     }
-    let disks = Disks::new(cache.view(), tracker.clone(), disk_store(), clock.clone());
+    let disks = Disks::new(cache.view(), tracker.clone(), store.clone(), clock.clone());
     let files = Files::new(
         cache.view(),
         tracker.clone(),
@@ -164,7 +181,10 @@ async fn operate(
             default_image: config.boot.default_image.clone(),
             http_port: doors.http.local_addr().port(),
             wait_seconds: config.boot.wait_seconds,
-            disk_ports: (config.iscsi.listen.port(), config.nbd.listen.port()),
+            disk_ports: (
+                doors.iscsi.local_addr().port(),
+                doors.nbd.local_addr().port(),
+            ),
         },
     );
 
@@ -179,6 +199,9 @@ async fn operate(
     http_metrics.register(&mut registry);
     tracker.metrics().register(&mut registry);
     disks.metrics().register(&mut registry);
+    let (iscsi_metrics, nbd_metrics) = (IscsiMetrics::default(), NbdMetrics::default());
+    iscsi_metrics.register(&mut registry);
+    nbd_metrics.register(&mut registry);
     let admin_metrics = AdminMetrics::register(&mut registry);
 
     let mut dhcp = DhcpServer::new(
@@ -204,7 +227,15 @@ async fn operate(
         catalog: catalog.clone(),
         cache: cache.clone(),
         tracker: tracker.clone(),
+        boot_disks: disks.clone(),
         storage,
+        disks: store,
+        uploads,
+        pending,
+        limits: ImageLimits {
+            upload_bytes: config.storage.upload_limit_gib << 30,
+        },
+        clock: clock.clone(),
         token: admin::auth::token_file(&config.state_dir)?,
         registry: Arc::new(registry),
         metrics: admin_metrics,
@@ -257,6 +288,22 @@ async fn operate(
             .http
             .run(files, http_metrics, HttpLimits::default(), edges.clone()),
     );
+    let door: Arc<dyn DiskDoor> = Arc::new(disks.clone());
+    running.add(
+        "iscsi",
+        &doors.iscsi.local_addr().to_string(),
+        doors.iscsi.run(
+            door.clone(),
+            iscsi_metrics,
+            exports::iscsi_limits(config),
+            edges.clone(),
+        ),
+    );
+    running.add(
+        "nbd",
+        &doors.nbd.local_addr().to_string(),
+        doors.nbd.run(door, nbd_metrics, nbd_limits, edges.clone()),
+    );
     let admin_at = doors
         .admin
         .local_addr()
@@ -269,7 +316,17 @@ async fn operate(
 
     tracing::info!(server.id = %server_id, admin = %admin_at, "dls serves");
     notify(sd_notify::NotifyState::Ready);
+    // Connections that end from here on ended because the server did.
+    let closing = {
+        let (disks, stop) = (disks.clone(), stop.clone());
+        async move {
+            stop.cancelled().await;
+            disks.close();
+        }
+    };
+    let closing = tokio::spawn(closing);
     let ended = running.wait().await;
+    closing.abort();
     notify(sd_notify::NotifyState::Stopping);
 
     tracker.drain(LAST_ROWS).await;
@@ -309,37 +366,11 @@ async fn open_catalog(
     Ok((catalog, cache))
 }
 
-/// Where disks lie.
-fn disk_store() -> Arc<dyn crate::storage::Storage> {
-    Arc::new(crate::storage::memory::Memory::new())
-}
-
-/// Says where files and catalog do not agree (a crash between the two, or a database that was
-/// restored). Nothing is deleted: which side is right is for a person to say.
-async fn compare_storage(storage: &Directory, cache: &Cache) {
-    let snapshot = cache.get();
-    let stored = match storage.images().await {
-        Ok(stored) => stored,
-        Err(e) => {
-            tracing::warn!(error = %e, "stored images can't be listed");
-            return;
-        }
-    };
-    for id in stored.iter().filter(|id| snapshot.image(**id).is_none()) {
-        tracing::warn!(
-            image.id = %id,
-            path = %storage.root().join("images").join(id.to_string()).display(),
-            "files of an image that is not in the catalog: remove them, or restore its row"
-        );
-    }
-    for image in snapshot.images().filter(|image| !image.files.is_empty()) {
-        if !stored.contains(&image.id) {
-            tracing::warn!(
-                image.id = %image.id, image.name,
-                "an image of the catalog has no files on this server: its machines will wait"
-            );
-        }
-    }
+/// Opens the store of disks, putting right what a crash has left there.
+async fn disk_store(root: &Path) -> anyhow::Result<Arc<dyn Storage>> {
+    let path = root.to_owned();
+    let opened = tokio::task::spawn_blocking(move || DiskStore::open(&path, TABLE_CACHE)).await?;
+    Ok(Arc::new(opened.context("opening the store of disks")?))
 }
 
 fn dhcp_options(config: &Config, server_id: Uuid, http_port: u16) -> DhcpOptions {

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::rows::parse;
 use super::{Catalog, CatalogError, Page};
-use crate::model::{Image, ImageFile, Timestamp};
+use crate::model::{Image, ImageFile, ImageKind, Timestamp};
 
 /// A row of `images`, its files as parallel arrays in the order of the model.
 pub(super) struct Row {
@@ -227,8 +227,23 @@ impl Catalog {
         models(rows)
     }
 
-    /// Deletes an image; `false` if there was none. Refused while a live session boots it
-    /// or a client is assigned to it unless `force`; the message names them.
+    /// Who uses an image: assigned clients, live sessions, images made from it; each by name.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn image_users(&self, id: Uuid) -> Result<ImageUsers, CatalogError> {
+        let named = self
+            .again(|pool| async move {
+                let mut connection = pool.acquire().await?;
+                users(&mut connection, id).await
+            })
+            .await?;
+        Ok(ImageUsers::sorted(named))
+    }
+
+    /// Deletes an image; `false` if there was none. Refused while a live session boots it,
+    /// a client is assigned to it or an image was made from it, unless `force`; the message
+    /// names them. A disk that others were made from is never deleted: they share its space.
     ///
     /// # Errors
     /// `Refused` while in use.
@@ -237,29 +252,24 @@ impl Catalog {
             .again(|pool| async move {
                 let mut tx = pool.begin().await?;
                 // The lock keeps new clients and sessions from referring to it meanwhile.
-                let there = sqlx::query!("SELECT id FROM images WHERE id = $1 FOR UPDATE", id)
-                    .fetch_optional(&mut *tx)
-                    .await?;
-                if there.is_none() {
+                let there =
+                    sqlx::query_scalar!("SELECT kind FROM images WHERE id = $1 FOR UPDATE", id)
+                        .fetch_optional(&mut *tx)
+                        .await?;
+                let Some(kind) = there else {
                     return Ok(Ok(false));
-                }
-                if !force {
-                    let users = sqlx::query_scalar!(
-                        r#"SELECT 'client ' || hostname || ' is assigned to it' AS "what!" FROM clients WHERE assigned_image_id = $1
-                           UNION ALL
-                           SELECT 'client ' || c.hostname || ' has booted it (' || s.status || ')' FROM boot_sessions s
-                               JOIN clients c ON c.id = s.client_id
-                               WHERE s.image_id = $1 AND s.status IN ('starting', 'booting', 'running')
-                           UNION ALL
-                           SELECT 'image ' || name || ' was made from it' FROM images WHERE parent_image_id = $1
-                           ORDER BY 1 LIMIT 21"#,
-                        id
-                    )
-                    .fetch_all(&mut *tx)
-                    .await?;
-                    if !users.is_empty() {
-                        return Ok(Err(users));
+                };
+                let mut users = ImageUsers::sorted(users(&mut tx, id).await?);
+                if force {
+                    users.clients.clear();
+                    users.sessions.clear();
+                    if kind != ImageKind::Disk.as_str() {
+                        users.children.clear();
                     }
+                }
+                let users = users.sentences();
+                if !users.is_empty() {
+                    return Ok(Err(users));
                 }
                 sqlx::query!("DELETE FROM images WHERE id = $1", id)
                     .execute(&mut *tx)
@@ -277,4 +287,63 @@ impl Catalog {
             }
         })
     }
+}
+
+/// Who uses an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageUsers {
+    /// Host names of clients that are assigned to it.
+    pub clients: Vec<String>,
+    /// Host names of clients with a live session of it, each with the session's status.
+    pub sessions: Vec<String>,
+    /// Names of images that were made from it.
+    pub children: Vec<String>,
+}
+
+impl ImageUsers {
+    fn sorted(named: Vec<(String, String)>) -> Self {
+        let mut all = Self::default();
+        for (what, name) in named {
+            match what.as_str() {
+                "client" => all.clients.push(name),
+                "session" => all.sessions.push(name),
+                _ => all.children.push(name),
+            }
+        }
+        all
+    }
+
+    /// For people, in the order of the fields.
+    #[must_use]
+    pub fn sentences(&self) -> Vec<String> {
+        let clients = self.clients.iter();
+        let sessions = self.sessions.iter();
+        let children = self.children.iter();
+        clients
+            .map(|name| format!("client {name} is assigned to it"))
+            .chain(sessions.map(|name| format!("client {name}")))
+            .chain(children.map(|name| format!("image {name} was made from it")))
+            .collect()
+    }
+}
+
+/// What uses an image, and by what name.
+async fn users(
+    connection: &mut PgConnection,
+    id: Uuid,
+) -> Result<Vec<(String, String)>, sqlx::Error> {
+    let rows = sqlx::query!(
+        r#"SELECT 'client' AS "what!", hostname AS "name!" FROM clients WHERE assigned_image_id = $1
+           UNION ALL
+           SELECT 'session', c.hostname || ' has booted it (' || s.status || ')' FROM boot_sessions s
+               JOIN clients c ON c.id = s.client_id
+               WHERE s.image_id = $1 AND s.status IN ('starting', 'booting', 'running')
+           UNION ALL
+           SELECT 'image', name FROM images WHERE parent_image_id = $1
+           ORDER BY 1, 2"#,
+        id
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.what, row.name)).collect())
 }

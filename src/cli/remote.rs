@@ -18,9 +18,14 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// Between two pieces of an answer. Streams send something every 15 s.
 const SILENCE: Duration = Duration::from_secs(60);
 
+/// Between two signs of life of a connection on which nothing is sent.
+const ALIVE: Duration = Duration::from_secs(15);
+
 /// A server, and what lets us in.
 pub(super) struct Remote {
     http: reqwest::Client,
+    /// For what takes its time before it answers (a file that is sent or converted).
+    patient: reqwest::Client,
     base: String,
     token: auth::Token,
     json: bool,
@@ -63,15 +68,19 @@ impl Remote {
             _ => Failure::NoAccess(e.to_string()),
         })?;
         // The server is on this host or on the LAN: no proxy from the environment.
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .connect_timeout(CONNECT)
-            .read_timeout(SILENCE)
-            .user_agent(concat!("dls/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|e| Failure::Failed(format!("can't start an HTTP client: {e}")))?;
+        let builder = || {
+            reqwest::Client::builder()
+                .no_proxy()
+                .connect_timeout(CONNECT)
+                .tcp_keepalive(ALIVE)
+                .user_agent(concat!("dls/", env!("CARGO_PKG_VERSION")))
+        };
+        let failed = |e| Failure::Failed(format!("can't start an HTTP client: {e}"));
+        let http = builder().read_timeout(SILENCE).build().map_err(failed)?;
+        let patient = builder().build().map_err(failed)?;
         Ok(Self {
             http,
+            patient,
             base,
             token,
             json: global.json,
@@ -86,6 +95,13 @@ impl Remote {
     /// A request to a path.
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http
+            .request(method, format!("{}{path}", self.base))
+            .bearer_auth(self.token.reveal())
+    }
+
+    /// A request whose answer may take as long as it takes, if only the server is there.
+    pub(super) fn request_slowly(&self, method: Method, path: &str) -> RequestBuilder {
+        self.patient
             .request(method, format!("{}{path}", self.base))
             .bearer_auth(self.token.reveal())
     }

@@ -53,6 +53,10 @@ impl Config {
                 "storage.path: must be an absolute path".into(),
             );
         }
+        require(
+            (1..=65_536).contains(&self.storage.upload_limit_gib),
+            "storage.upload_limit_gib: must be between 1 and 65536".into(),
+        );
         for (a, b) in self.clashes() {
             require(false, format!("{a} and {b}: both take the same port"));
         }

@@ -54,6 +54,10 @@ impl Config {
         if let Some(path) = lookup("DLS_STORAGE_PATH") {
             self.storage.path = Some(PathBuf::from(path));
         }
+        set.parsed(
+            "DLS_STORAGE_UPLOAD_LIMIT_GIB",
+            &mut self.storage.upload_limit_gib,
+        )?;
         set.parsed("DLS_BOOT_LOADER_DIR", &mut self.boot.loader_dir)?;
         set.word("DLS_BOOT_UNKNOWN_CLIENTS", &mut self.boot.unknown_clients)?;
         set.parsed("DLS_BOOT_UNKNOWN_LIMIT", &mut self.boot.unknown_limit)?;

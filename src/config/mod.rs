@@ -177,6 +177,8 @@ pub struct Storage {
     pub backend: StorageBackend,
     /// The root; default: `storage` in `state_dir`.
     pub path: Option<PathBuf>,
+    /// Most GiB of an uploaded disk file.
+    pub upload_limit_gib: u64,
 }
 
 /// What happens to machines nobody has registered.
@@ -318,6 +320,7 @@ impl Default for Storage {
         Self {
             backend: StorageBackend::Directory,
             path: None,
+            upload_limit_gib: 4096,
         }
     }
 }

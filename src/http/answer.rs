@@ -14,10 +14,10 @@ use super::body::{Answer, FileBody};
 use super::ledger::Ledger;
 use super::link::Fate;
 use super::metrics::{HttpMetrics, ItemLabel, Outcome};
-use super::range::{Part, if_range_holds, none_match_hits, part};
 use crate::boot::files::{Content, Files, NoFile, Visitor};
 use crate::boot::path::{BootPath, Item};
 use crate::boot::session::{BootFile, Door};
+use crate::model::part::{Part, if_range_holds, none_match_hits, part};
 
 /// A phone-home body may be this long, bytes.
 const LONGEST_REPORT: usize = 1024;

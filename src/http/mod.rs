@@ -6,7 +6,6 @@
 //!
 //! - `server`: listening, connections and their limits
 //! - `answer`: one request -> one response
-//! - `range`: the `Range` header and validators, pure
 //! - `body`: a file as a response body
 //! - `ledger`: what of a file has gone out, over several requests
 //! - `link`: a TCP stream that gives up on a reader that does not read
@@ -17,7 +16,6 @@ mod body;
 mod ledger;
 mod link;
 mod metrics;
-mod range;
 mod server;
 
 pub use metrics::HttpMetrics;

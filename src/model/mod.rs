@@ -12,6 +12,7 @@ pub mod hostname;
 pub mod image;
 pub mod lease;
 pub mod mac;
+pub mod part;
 pub mod range;
 pub mod session;
 

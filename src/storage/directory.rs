@@ -48,6 +48,22 @@ pub struct Staged {
 #[derive(Debug)]
 struct Litter(Option<PathBuf>);
 
+/// A name in staging for whoever writes a file there; what lies there when this is dropped is
+/// removed.
+#[derive(Debug)]
+pub struct Scratch {
+    path: PathBuf,
+    _litter: Litter,
+}
+
+impl Scratch {
+    /// Where; nothing is there yet.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 /// What can go wrong with stored files.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -82,7 +98,7 @@ pub enum StorageError {
 }
 
 impl StorageError {
-    fn io(action: &'static str, path: &Path, root: &Path, source: io::Error) -> Self {
+    pub(super) fn io(action: &'static str, path: &Path, root: &Path, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full {
                 root: root.to_owned(),
@@ -156,6 +172,43 @@ impl Directory {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// A name for a file that is soon gone again.
+    #[must_use]
+    pub fn scratch(&self) -> Scratch {
+        let path = self.root.join(STAGING).join(Uuid::new_v4().to_string());
+        Scratch {
+            _litter: Litter(Some(path.clone())),
+            path,
+        }
+    }
+
+    /// Gives an image the files of another one, without copying: both names stay for one
+    /// content, whichever is removed first. Durable when this returns.
+    ///
+    /// # Errors
+    /// When linking or syncing fails; then some may be there.
+    pub async fn link_image(&self, from: Uuid, to: Uuid) -> Result<(), StorageError> {
+        let root = self.root.clone();
+        blocking(move || {
+            let images = root.join(IMAGES);
+            let (from, to) = (images.join(from.to_string()), images.join(to.to_string()));
+            let err = |e| StorageError::io("linking files to", &to, &root, e);
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o750)
+                .create(&to)
+                .map_err(err)?;
+            for entry in std::fs::read_dir(&from).map_err(err)? {
+                let entry = entry.map_err(err)?;
+                std::fs::hard_link(entry.path(), to.join(entry.file_name())).map_err(err)?;
+            }
+            sync_folder(&to)
+                .and_then(|()| sync_folder(&images))
+                .map_err(err)
+        })
+        .await
     }
 
     /// Receives a file into staging, hashing as it goes; fsynced when this returns.

@@ -12,6 +12,7 @@ pub fn image(mut reader: Reader, image: &mut Image) -> Result<(), Violations> {
     reader.optional("description", &mut image.description, rules::description);
     reader.optional("os_type", &mut image.os_type, rules::os_type);
     reader.value("cmdline", &mut image.cmdline, rules::boot_text);
+    reader.value("boot_method", &mut image.boot_method, rules::word);
     reader.value("phone_home", &mut image.phone_home, rules::word);
     reader.optional("tags", &mut image.tags, rules::tags);
     reader.value("is_template", &mut image.is_template, rules::flag);
@@ -26,6 +27,8 @@ pub fn image(mut reader: Reader, image: &mut Image) -> Result<(), Violations> {
         "kind",
         "path",
         "zfs_dataset",
+        "sha256",
+        "source_format",
         "created_at",
         "updated_at",
         "files",

@@ -255,7 +255,7 @@ async fn each_boot_has_its_clone_and_finds_it_again() {
     // The server is started again under the running machine.
     let _ = kernel.disk.lock().unwrap().take();
     world.restart().await;
-    let again = world.log_in(boot, &Wire::new(true)).unwrap();
+    let again = world.log_in(boot, &Wire::new(false)).unwrap();
     assert_eq!(text(&again), "mine");
     write(&again, b"more").unwrap();
     world.disks.tell_usage();
@@ -315,7 +315,10 @@ async fn a_persistent_disk_is_kept_and_can_be_reset() {
     world.catalog.save_client_config(&changed).await.unwrap();
     world.cache.refresh().await.unwrap();
     drop(disk);
-    assert_eq!(text(&world.log_in(next, &Wire::new(true)).unwrap()), "kept");
+    assert_eq!(
+        text(&world.log_in(next, &Wire::new(false)).unwrap()),
+        "kept"
+    );
     let third = world.boot(2);
     assert_eq!(
         text(&world.log_in(third, &Wire::new(true)).unwrap()),

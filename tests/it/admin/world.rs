@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dls::admin::auth::{token_file, token_path};
-use dls::admin::{AdminMetrics, AdminServer, Handles, Part};
+use dls::admin::{AdminMetrics, AdminServer, Handles, ImageLimits, Part};
 use dls::boot::session::Rules;
 use dls::boot::tracker::{Caps, Tracker};
 use dls::cache::Cache;
 use dls::catalog::Catalog;
 use dls::clock::Clock;
-use dls::storage::Directory;
+use dls::storage::{Directory, DiskStore, Pending, Storage, Uploads};
 use dls::validate::Strictness;
 use prometheus_client::registry::Registry;
 use reqwest::{Method, RequestBuilder, Response};
@@ -58,6 +58,9 @@ impl World {
         );
         let dir = state_dir();
         let storage = Directory::open(&dir.path().join("storage")).await.unwrap();
+        let root = storage.root().to_owned();
+        let (uploads, pending) = (Uploads::open(&root).unwrap(), Pending::open(&root).unwrap());
+        let disks: Arc<dyn Storage> = Arc::new(DiskStore::open(&root, 1 << 20).unwrap());
         let token = token_file(dir.path()).unwrap();
         let mut registry = Registry::with_prefix("dls");
         let metrics = AdminMetrics::register(&mut registry);
@@ -72,7 +75,20 @@ impl World {
             catalog: catalog.clone(),
             cache: cache.clone(),
             tracker: tracker.clone(),
+            boot_disks: dls::boot::disks::Disks::new(
+                cache.view(),
+                tracker.clone(),
+                Arc::new(dls::storage::memory::Memory::new()),
+                clock.clone(),
+            ),
             storage,
+            disks,
+            uploads,
+            pending,
+            limits: ImageLimits {
+                upload_bytes: 1 << 30,
+            },
+            clock: clock.clone(),
             token: token.clone(),
             registry: Arc::new(registry),
             metrics,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// What part of a file a request gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Part {
+pub enum Part {
     /// All of it (200).
     Whole,
     /// These bytes (206).
@@ -15,7 +15,7 @@ pub(super) enum Part {
 
 /// Reads a `Range` value. What can't be understood is ignored, as section 14.2 has it; so is
 /// a list of ranges, which may be answered whole and is how servers were brought down.
-pub(super) fn part(value: Option<&str>, size: u64) -> Part {
+pub fn part(value: Option<&str>, size: u64) -> Part {
     let Some(spec) = value.and_then(|v| v.trim().strip_prefix("bytes=")) else {
         return Part::Whole;
     };
@@ -56,12 +56,12 @@ fn number(text: &str) -> Option<u64> {
 
 /// True if `If-Range` allows a part: only a strong tag that is ours does (section 13.1.5);
 /// a date never, since we send none.
-pub(super) fn if_range_holds(value: Option<&str>, etag: &str) -> bool {
+pub fn if_range_holds(value: Option<&str>, etag: &str) -> bool {
     value.is_none_or(|v| unquoted(v.trim()) == Some(etag))
 }
 
 /// True if `If-None-Match` names our tag (weak comparison, section 13.1.2).
-pub(super) fn none_match_hits(value: Option<&str>, etag: &str) -> bool {
+pub fn none_match_hits(value: Option<&str>, etag: &str) -> bool {
     let Some(value) = value else { return false };
     value.trim() == "*"
         || value

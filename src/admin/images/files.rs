@@ -1,9 +1,10 @@
-//! `/api/v1/images`: what machines boot. Uploads are streamed to storage, never held.
+//! Kernels and initrds: multipart uploads, streamed to storage.
 //!
-//! A new image is: parts received into staging, everything checked, files put into their
-//! place under an id made first, then one catalog transaction. Whatever fails takes back what was
-//! before it, so that neither a file nor a row is left over. From placing on it runs in a task
-//! of its own, so that a peer who hangs up can't stop it half way.
+//! A new image is: parts received into staging, everything checked, the intention written
+//! down, files put into their place under an id made first, then one catalog transaction.
+//! Whatever fails takes back what was before it, so that neither a file nor a row is left over,
+//! after a crash too. From placing on it runs in a task of its own, so that a peer who hangs
+//! up can't stop it half way. A disk that is booted by a kernel of its own gets it in the same way.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,15 +16,14 @@ use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use serde_json::{Map, Value, json};
 use tokio_util::io::StreamReader;
 use uuid::Uuid;
 
-use super::Shared;
-use super::error::ApiError;
-use super::extract::{Asked, BODY_MAX, Called, JsonObject, json_object, shown};
-use crate::catalog::CatalogError;
-use crate::model::{BootMethod, FileRole, Image, ImageFile, ImageFormat, ImageKind, PhoneHome};
+use super::{Unsaved, blocking, find, finished, fresh, save_new, vacant};
+use crate::admin::Shared;
+use crate::admin::error::ApiError;
+use crate::admin::extract::{BODY_MAX, Called, json_object, shown};
+use crate::model::{FileRole, Image, ImageFile, ImageKind};
 use crate::storage::Staged;
 use crate::validate::{self, Reader, Violations, Write};
 
@@ -32,136 +32,19 @@ const UPLOAD_MAX: usize = 64 * 1024 * 1024 * 1024;
 /// Most initrds of an image.
 const INITRDS_MAX: usize = 16;
 /// An upload that brings nothing for so long has stopped.
-const IDLE: Duration = Duration::from_secs(60);
+pub(super) const IDLE: Duration = Duration::from_secs(60);
 /// How long what is left of a refused upload is read, so that the peer, still sending, gets to
 /// read why.
-const DRAIN: Duration = Duration::from_secs(10);
-
-/// `GET /api/v1/images`
-pub(super) async fn list(
-    State(api): State<Shared>,
-    mut asked: Asked,
-) -> Result<Json<Value>, ApiError> {
-    let page = asked.page();
-    asked.finish()?;
-    let images = api.catalog.list_images(page).await?;
-    Ok(Json(json!({"images": images})))
-}
-
-/// `GET /api/v1/images/{image}`, by name or id.
-pub(super) async fn get(
-    State(api): State<Shared>,
-    Called(name): Called,
-) -> Result<Json<Image>, ApiError> {
-    find(&api, &name).await.map(Json)
-}
-
-/// `PUT /api/v1/images/{image}`: all fields anew; the files stay.
-pub(super) async fn replace(
-    State(api): State<Shared>,
-    Called(name): Called,
-    JsonObject(body): JsonObject,
-) -> Result<Json<Image>, ApiError> {
-    write(&api, &name, body, Write::Replace).await.map(Json)
-}
-
-/// `PATCH /api/v1/images/{image}`: only the given fields.
-pub(super) async fn change(
-    State(api): State<Shared>,
-    Called(name): Called,
-    JsonObject(body): JsonObject,
-) -> Result<Json<Image>, ApiError> {
-    write(&api, &name, body, Write::Change).await.map(Json)
-}
-
-/// `DELETE /api/v1/images/{image}[?force=true]`: row and files.
-pub(super) async fn delete(
-    State(api): State<Shared>,
-    Called(name): Called,
-    mut asked: Asked,
-) -> Result<StatusCode, ApiError> {
-    let force = asked.parsed::<bool>("force", "true or false") == Some(true);
-    asked.finish()?;
-    let task = tokio::spawn(async move {
-        let _one = api.writes.lock().await;
-        let image = find(&api, &name).await?;
-        let deleted = api
-            .catalog
-            .delete_image_metadata(image.id, force)
-            .await
-            .map_err(ApiError::in_use)?;
-        if !deleted {
-            return Err(not_found(&name));
-        }
-        api.settle().await;
-        // The row is gone, so nobody finds the files any more; they only take room.
-        if let Err(e) = api.storage.remove_image(image.id).await {
-            tracing::warn!(image.name, error = %e, "files of a deleted image are left over");
-        }
-        tracing::info!(image.name, image.id = %image.id, "image deleted");
-        Ok(StatusCode::NO_CONTENT)
-    });
-    finished(task).await
-}
-
-async fn write(
-    api: &Shared,
-    name: &str,
-    body: Map<String, Value>,
-    write: Write,
-) -> Result<Image, ApiError> {
-    let _one = api.writes.lock().await;
-    let current = find(api, name).await?;
-    let mut image = match write {
-        Write::Create | Write::Replace => Image {
-            size_bytes: current.size_bytes,
-            format: current.format,
-            kind: current.kind,
-            path: current.path,
-            zfs_dataset: current.zfs_dataset,
-            created_at: current.created_at,
-            files: current.files,
-            ..fresh(current.id)
-        },
-        Write::Change => current,
-    };
-    validate::image(Reader::new(body, write, api.strictness), &mut image)?;
-    api.catalog.save_image_metadata(&image).await?;
-    api.settle().await;
-    tracing::info!(image.name, "image changed");
-    Ok(api
-        .catalog
-        .get_image_metadata(image.id)
-        .await?
-        .unwrap_or(image))
-}
+pub(super) const DRAIN: Duration = Duration::from_secs(10);
 
 /// `POST /api/v1/images`, multipart: `image` (JSON), `kernel`, `initrd` (any number, in
 /// loading order).
-pub(super) async fn create(
+pub(in crate::admin) async fn create(
     State(api): State<Shared>,
-    mut request: Request,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    DefaultBodyLimit::max(UPLOAD_MAX).apply(&mut request);
-    let mut multipart = Multipart::from_request(request, &()).await.map_err(
-        |_: MultipartRejection| {
-            ApiError::invalid(
-                "body",
-                "must be multipart/form-data with the parts `image` (JSON), `kernel` and `initrd`",
-            )
-        },
-    )?;
-    let mut upload = Upload::new(fresh(Uuid::new_v4()));
-    upload.receive(&api, &mut multipart, Files::Keep).await?;
-    if upload.is_refused() {
-        // Staged files are no longer needed, whatever else there is to say.
-        upload.kernel = None;
-        upload.initrds.clear();
-        let rest = upload.receive(&api, &mut multipart, Files::Skip);
-        if !matches!(tokio::time::timeout(DRAIN, rest).await, Ok(Ok(()))) {
-            return Err(upload.refusal());
-        }
-    }
+    let upload = Upload::new(fresh(Uuid::new_v4()), Described::Here);
+    let upload = receive(&api, request, upload).await?;
     let (image, kernel, initrds) = upload.finish()?;
     let task = tokio::spawn(async move {
         let image = commit(&api, image, kernel, initrds).await?;
@@ -172,6 +55,118 @@ pub(super) async fn create(
     let location = format!("/api/v1/images/{}", image.id);
     let headers = [(header::LOCATION, location)];
     Ok((StatusCode::CREATED, headers, Json(image)).into_response())
+}
+
+/// `POST /api/v1/images/{image}/files`, multipart: `kernel`, `initrd` (any number) for a disk
+/// that is booted by a kernel of its own. Files that are there are never changed.
+pub(in crate::admin) async fn add_files(
+    State(api): State<Shared>,
+    Called(name): Called,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let image = find(&api, &name).await?;
+    takes_files(&image)?;
+    let id = image.id;
+    let upload = receive(&api, request, Upload::new(image, Described::InCatalog)).await?;
+    let (_, kernel, initrds) = upload.finish()?;
+    let task = tokio::spawn(async move {
+        let _one = api.writes.lock().await;
+        let mut image = find(&api, &id.to_string()).await?;
+        takes_files(&image)?;
+        // What an earlier attempt left is in nobody's row.
+        api.storage.remove_image(id).await?;
+        let size_bytes = image.size_bytes;
+        place(&api, &mut image, kernel, initrds).await?;
+        image.size_bytes = size_bytes;
+        api.catalog.save_image_metadata(&image).await?;
+        api.settle().await;
+        tracing::info!(image.name, image.id = %id, "kernel and initrds added to a disk");
+        Ok(image)
+    });
+    let image = finished(task).await?;
+    Ok((StatusCode::CREATED, Json(image)).into_response())
+}
+
+/// `DELETE /api/v1/images/{image}/files`: a disk's kernel and initrds, so that others can be
+/// given to it.
+pub(in crate::admin) async fn drop_files(
+    State(api): State<Shared>,
+    Called(name): Called,
+) -> Result<StatusCode, ApiError> {
+    let task = tokio::spawn(async move {
+        let _one = api.writes.lock().await;
+        let mut image = find(&api, &name).await?;
+        has_disk(&image)?;
+        image.files.clear();
+        api.catalog.save_image_metadata(&image).await?;
+        api.settle().await;
+        api.storage.remove_image(image.id).await?;
+        tracing::info!(image.name, "kernel and initrds of a disk removed");
+        Ok(StatusCode::NO_CONTENT)
+    });
+    finished(task).await
+}
+
+fn has_disk(image: &Image) -> Result<(), ApiError> {
+    match image.kind {
+        ImageKind::Disk => Ok(()),
+        ImageKind::Kernel => Err(ApiError::Conflict {
+            field: "",
+            message: "the files of a kernel image are never changed: add a new image and assign it"
+                .into(),
+        }),
+    }
+}
+
+fn takes_files(image: &Image) -> Result<(), ApiError> {
+    has_disk(image)?;
+    if image.files.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::Conflict {
+        field: "kernel",
+        message: format!(
+            "the image `{}` has a kernel already: remove its files first",
+            shown(&image.name)
+        ),
+    })
+}
+
+/// Takes a multipart body apart into staged files, or says why it is refused.
+async fn receive(
+    api: &Shared,
+    mut request: Request,
+    mut upload: Upload,
+) -> Result<Upload, ApiError> {
+    DefaultBodyLimit::max(UPLOAD_MAX).apply(&mut request);
+    let mut multipart = Multipart::from_request(request, &()).await.map_err(
+        |_: MultipartRejection| {
+            ApiError::invalid(
+                "body",
+                "must be multipart/form-data with the parts `image` (JSON), `kernel` and `initrd`",
+            )
+        },
+    )?;
+    upload.receive(api, &mut multipart, Files::Keep).await?;
+    if upload.is_refused() {
+        // Staged files are no longer needed, whatever else there is to say.
+        upload.kernel = None;
+        upload.initrds.clear();
+        let rest = upload.receive(api, &mut multipart, Files::Skip);
+        if !matches!(tokio::time::timeout(DRAIN, rest).await, Ok(Ok(()))) {
+            return Err(upload.refusal());
+        }
+    }
+    Ok(upload)
+}
+
+/// Where an image is described.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Described {
+    /// In the part `image`.
+    Here,
+    /// It has its row already; no part may say anything else.
+    InCatalog,
 }
 
 /// What to do with file parts.
@@ -187,6 +182,7 @@ enum Files {
 struct Upload {
     image: Image,
     described: bool,
+    description: Described,
     kernel_seen: bool,
     kernel: Option<Staged>,
     initrds: Vec<Staged>,
@@ -196,10 +192,11 @@ struct Upload {
 }
 
 impl Upload {
-    fn new(image: Image) -> Self {
+    fn new(image: Image, description: Described) -> Self {
         Self {
             image,
             described: false,
+            description,
             kernel_seen: false,
             kernel: None,
             initrds: Vec::new(),
@@ -233,6 +230,9 @@ impl Upload {
             };
             let name = field.name().unwrap_or_default().to_owned();
             match name.as_str() {
+                "image" if self.description == Described::InCatalog => self
+                    .violations
+                    .add("image", "is changed by PATCH, not with its files"),
                 "image" if self.described => self.violations.add("image", "is there twice"),
                 "image" => self.describe(api, field).await?,
                 "kernel" if self.kernel_seen => self.violations.add("kernel", "is there twice"),
@@ -322,7 +322,7 @@ impl Upload {
 
     /// All is there: what to store.
     fn finish(mut self) -> Result<(Image, Staged, Vec<Staged>), ApiError> {
-        if !self.described {
+        if !self.described && self.description == Described::Here {
             self.violations.add("image", "is required");
         }
         if !self.kernel_seen {
@@ -351,18 +351,6 @@ async fn in_time<T>(piece: impl Future<Output = Result<T, MultipartError>>) -> R
     }
 }
 
-/// # Errors
-/// 409 if an image has the name.
-async fn vacant(api: &Shared, name: &str) -> Result<(), ApiError> {
-    match api.catalog.get_image_by_name(name).await? {
-        None => Ok(()),
-        Some(_) => Err(ApiError::Conflict {
-            field: "name",
-            message: format!("there is an image `{}` already", shown(name)),
-        }),
-    }
-}
-
 /// Places the files and stores the row; on failure neither is left.
 async fn commit(
     api: &Shared,
@@ -372,34 +360,20 @@ async fn commit(
 ) -> Result<Image, ApiError> {
     let _one = api.writes.lock().await;
     vacant(api, &image.name).await?;
+    let (pending, id) = (api.pending.clone(), image.id);
+    blocking(move || pending.begin(id)).await?;
     if let Err(e) = place(api, &mut image, kernel, initrds).await {
         take_back(api, image.id).await;
         return Err(e);
     }
-    match api.catalog.save_image_metadata(&image).await {
-        Ok(()) => {}
-        Err(e @ CatalogError::Unavailable(_)) => {
-            // The connection may have broken before the commit or after it: ask.
-            match api.catalog.get_image_metadata(image.id).await {
-                Ok(Some(_)) => {}
-                Ok(None) => {
-                    take_back(api, image.id).await;
-                    return Err(e.into());
-                }
-                Err(_) => {
-                    tracing::warn!(
-                        image.name,
-                        image.id = %image.id,
-                        "whether this image was stored is not known; its files stay"
-                    );
-                    return Err(e.into());
-                }
-            }
+    match save_new(api, &image).await {
+        Ok(()) => api.settled(id),
+        Err(Unsaved::Surely(e)) => {
+            take_back(api, id).await;
+            return Err(e);
         }
-        Err(e) => {
-            take_back(api, image.id).await;
-            return Err(e.into());
-        }
+        // The intention stays: it is looked at again.
+        Err(Unsaved::Perhaps(e)) => return Err(e),
     }
     api.settle().await;
     // As the database has it, times too.
@@ -410,7 +384,7 @@ async fn commit(
         .unwrap_or(image))
 }
 
-async fn place(
+pub(super) async fn place(
     api: &Shared,
     image: &mut Image,
     kernel: Staged,
@@ -436,56 +410,10 @@ async fn place(
 }
 
 async fn take_back(api: &Shared, id: Uuid) {
-    if let Err(e) = api.storage.remove_image(id).await {
-        tracing::warn!(image.id = %id, error = %e, "files of a refused image are left over");
-    }
-}
-
-/// The result of a task that a peer can't stop by hanging up.
-async fn finished<T>(task: tokio::task::JoinHandle<Result<T, ApiError>>) -> Result<T, ApiError> {
-    match task.await {
-        Ok(result) => result,
-        Err(e) => Err(ApiError::Internal(format!(
-            "a task of an upload failed: {e}"
-        ))),
-    }
-}
-
-async fn find(api: &Shared, name: &str) -> Result<Image, ApiError> {
-    let found = match name.parse::<Uuid>() {
-        Ok(id) => api.catalog.get_image_metadata(id).await?,
-        Err(_) if name.contains('\0') => None,
-        Err(_) => api.catalog.get_image_by_name(name).await?,
-    };
-    found.ok_or_else(|| not_found(name))
-}
-
-fn not_found(name: &str) -> ApiError {
-    ApiError::NotFound(format!("there is no image `{}`", shown(name)))
-}
-
-/// Every default of a kernel image.
-fn fresh(id: Uuid) -> Image {
-    Image {
-        id,
-        name: String::new(),
-        description: None,
-        os_type: None,
-        size_bytes: 0,
-        format: ImageFormat::Raw,
-        kind: ImageKind::Kernel,
-        path: format!("images/{id}"),
-        zfs_dataset: None,
-        cmdline: String::new(),
-        boot_method: BootMethod::San,
-        sha256: None,
-        source_format: None,
-        phone_home: PhoneHome::Auto,
-        tags: None,
-        is_template: false,
-        parent_image_id: None,
-        created_at: chrono::DateTime::UNIX_EPOCH,
-        updated_at: chrono::DateTime::UNIX_EPOCH,
-        files: Vec::new(),
+    match api.storage.remove_image(id).await {
+        Ok(()) => api.settled(id),
+        Err(e) => {
+            tracing::warn!(image.id = %id, error = %e, "files of a refused image are left over");
+        }
     }
 }

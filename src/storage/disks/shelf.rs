@@ -1,0 +1,364 @@
+//! Open layers. Each file is open once, whoever uses it, and closes cleanly when the last user
+//! is gone; who wants it meanwhile waits until it has.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::manifest::{Form, LayerName};
+use crate::storage::layer::cow::{self, Layer, Surroundings};
+use crate::storage::layer::format::Below;
+use crate::storage::layer::medium::{Medium, Stored};
+use crate::storage::layer::raw::Raw;
+use crate::storage::layer::{Content, Fault, Wait};
+use crate::storage::{Extent, VolumeError};
+
+/// All layers of a store.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    folder: PathBuf,
+    with: Surroundings,
+    /// A dead entry is one that is being opened or closed.
+    open: Mutex<HashMap<LayerName, Weak<OpenLayer>>>,
+    moved: Condvar,
+}
+
+/// A layer that is open.
+#[derive(Debug)]
+pub(super) struct OpenLayer {
+    pub(super) name: LayerName,
+    body: Body,
+    /// How many layers lie below it, as it was opened.
+    pub(super) depth: usize,
+    /// Filling is done by one at a time.
+    upkeep: Mutex<()>,
+    shelf: Arc<Shelf>,
+}
+
+#[derive(Debug)]
+enum Body {
+    Raw(Raw),
+    Cow(Box<Layer<Stored>>),
+}
+
+/// Is a layer written, or something else's ground?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The volume's top.
+    Top,
+    /// Frozen.
+    Ground,
+}
+
+fn open_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(path)
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o640)
+        .open(path)
+}
+
+impl Shelf {
+    pub(super) fn new(folder: PathBuf, with: Surroundings) -> Self {
+        Self {
+            folder,
+            with,
+            open: Mutex::default(),
+            moved: Condvar::new(),
+        }
+    }
+
+    pub(super) fn boot(&self) -> [u8; 16] {
+        self.with.boot.0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<LayerName, Weak<OpenLayer>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A layer's file.
+    pub(super) fn path(&self, name: LayerName) -> PathBuf {
+        self.folder.join(name.file())
+    }
+
+    /// Makes an empty layer. Nothing is synced.
+    pub(super) fn create(
+        &self,
+        name: LayerName,
+        size: u64,
+        below: Option<LayerName>,
+    ) -> io::Result<()> {
+        let path = self.path(name);
+        let file = Stored(new_file(&path)?);
+        let done = match name.form {
+            Form::Raw => file.set_length(size),
+            Form::Qcow2 => {
+                let below = below.map(|b| Below {
+                    name: b.file(),
+                    format: b.form.as_str(),
+                });
+                cow::create(&file, size, below.as_ref())
+            }
+        };
+        if done.is_err() {
+            let _ = fs::remove_file(path);
+        }
+        done
+    }
+
+    /// Makes a layer's file and its name durable.
+    pub(super) fn settle(&self, name: LayerName) -> io::Result<()> {
+        File::open(self.path(name))?.sync_all()?;
+        super::manifest::sync_folder(&self.folder)
+    }
+
+    /// Says what is wrong with a layer's file, if something is.
+    pub(super) fn inspect(&self, name: LayerName) -> Result<(), VolumeError> {
+        let looked = open_file(&self.path(name)).map_err(Fault::from);
+        let looked = looked.and_then(|file| match name.form {
+            Form::Raw => Ok(()),
+            Form::Qcow2 => cow::inspect(&Stored(file)).map(|_| ()),
+        });
+        looked.map_err(|fault| self.fault(name, fault))
+    }
+
+    fn fault(&self, name: LayerName, fault: Fault) -> VolumeError {
+        let what = format!("disks/layers/{}", name.file());
+        match fault {
+            Fault::Damaged(why) => VolumeError::Damaged { what, why },
+            Fault::Io(e) if e.kind() == io::ErrorKind::NotFound => VolumeError::Damaged {
+                what,
+                why: "the file is missing".to_owned(),
+            },
+            Fault::Io(e) => super::io_error(&what, e),
+        }
+    }
+
+    /// Opens a layer with all below it.
+    pub(super) fn open(
+        self: &Arc<Self>,
+        name: LayerName,
+        role: Role,
+        size: u64,
+    ) -> Result<Arc<OpenLayer>, VolumeError> {
+        self.open_at(name, role, size, &mut Vec::new())
+    }
+
+    fn open_at(
+        self: &Arc<Self>,
+        name: LayerName,
+        role: Role,
+        size: u64,
+        above: &mut Vec<LayerName>,
+    ) -> Result<Arc<OpenLayer>, VolumeError> {
+        if above.contains(&name) {
+            let why = "its layers lie upon themselves".to_owned();
+            return Err(self.fault(name, Fault::Damaged(why)));
+        }
+        above.push(name);
+        let mut open = self.lock();
+        while let Some(layer) = open.get(&name) {
+            if let Some(layer) = layer.upgrade() {
+                return Ok(layer);
+            }
+            let waited = self.moved.wait(open);
+            open = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        open.insert(name, Weak::new());
+        drop(open);
+        let opened = self.open_now(name, role, size, above);
+        let mut open = self.lock();
+        match &opened {
+            Ok(layer) => open.insert(name, Arc::downgrade(layer)),
+            Err(_) => open.remove(&name),
+        };
+        self.moved.notify_all();
+        opened
+    }
+
+    fn open_now(
+        self: &Arc<Self>,
+        name: LayerName,
+        role: Role,
+        size: u64,
+        above: &mut Vec<LayerName>,
+    ) -> Result<Arc<OpenLayer>, VolumeError> {
+        let fault = |fault| self.fault(name, fault);
+        let damaged = |why: &str| fault(Fault::Damaged(why.to_owned()));
+        let file = open_file(&self.path(name)).map_err(|e| fault(e.into()))?;
+        let file = Stored(file);
+        let (body, depth) = match name.form {
+            Form::Raw => {
+                let raw = Raw::new(file, role == Role::Ground).map_err(|e| fault(e.into()))?;
+                (Body::Raw(raw), 0)
+            }
+            Form::Qcow2 => {
+                let header = cow::inspect(&file).map_err(fault)?;
+                let below = match &header.below {
+                    None => None,
+                    Some(below) => {
+                        let under = LayerName::parse(&below.name)
+                            .filter(|under| under.form.as_str() == below.format && *under != name)
+                            .ok_or_else(|| damaged("it lies upon no layer of ours"))?;
+                        Some(self.open_at(under, Role::Ground, size, above)?)
+                    }
+                };
+                let depth = below.as_ref().map_or(0, |b| b.depth + 1);
+                let journal = self.folder.join(name.journal());
+                let open_journal = Box::new(move || {
+                    let file = OpenOptions::new()
+                        .read(true)
+                        .write(true)
+                        .create(true)
+                        .truncate(false)
+                        .mode(0o640)
+                        .open(&journal)?;
+                    Ok(Stored(file))
+                });
+                let below = below.map(|b| b as Arc<dyn Content>);
+                let layer =
+                    Layer::open(name.file(), file, &header, below, open_journal, &self.with)
+                        .map_err(fault)?;
+                (Body::Cow(Box::new(layer)), depth)
+            }
+        };
+        let layer = OpenLayer {
+            name,
+            body,
+            depth,
+            upkeep: Mutex::default(),
+            shelf: self.clone(),
+        };
+        if layer.size() != size {
+            return Err(damaged("it is not as large as its volume"));
+        }
+        Ok(Arc::new(layer))
+    }
+
+    /// Removes a layer's files, once it is closed.
+    pub(super) fn remove(&self, name: LayerName) -> io::Result<()> {
+        let mut open = self.lock();
+        while open.get(&name).is_some_and(|l| l.strong_count() == 0) {
+            let waited = self.moved.wait(open);
+            open = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(open);
+        let _ = fs::remove_file(self.folder.join(name.journal()));
+        match fs::remove_file(self.path(name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl OpenLayer {
+    pub(super) fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        match &self.body {
+            Body::Raw(raw) => raw.write(at, data),
+            Body::Cow(layer) => layer.write(at, data),
+        }
+    }
+
+    pub(super) fn zero(&self, at: u64, length: u64) -> io::Result<()> {
+        match &self.body {
+            Body::Raw(raw) => raw.zero(at, length),
+            Body::Cow(layer) => layer.zero(at, length),
+        }
+    }
+
+    pub(super) fn flush(&self) -> io::Result<()> {
+        match &self.body {
+            Body::Raw(raw) => raw.flush(),
+            Body::Cow(layer) => layer.flush(),
+        }
+    }
+
+    /// Brings all to the disk, so that the file is right by itself; nobody may write meanwhile.
+    pub(super) fn freeze(&self) -> io::Result<()> {
+        match &self.body {
+            Body::Raw(raw) => raw.freeze(),
+            Body::Cow(layer) => layer.close(),
+        }
+    }
+
+    /// Takes over what comes from below, and lets go of it; a layer that nobody else writes is
+    /// closed then. `step` is told how far it is, and ends it by an error.
+    pub(super) fn fill(
+        &self,
+        role: Role,
+        step: &mut dyn FnMut(f64) -> Result<(), VolumeError>,
+    ) -> Result<(), VolumeError> {
+        let Body::Cow(layer) = &self.body else {
+            return Ok(());
+        };
+        let _one = self.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
+        let clusters = layer.clusters();
+        let failed = |e| super::io_error("flattening a layer", e);
+        let mut filled = Ok(());
+        for cluster in 0..clusters {
+            if cluster % 64 == 0 {
+                filled = step(cluster as f64 / clusters as f64);
+            }
+            filled = filled.and_then(|()| layer.fill(cluster).map_err(failed));
+            if filled.is_err() {
+                break;
+            }
+        }
+        let filled = filled.and_then(|()| layer.cut().map_err(failed));
+        if role == Role::Ground {
+            layer.close().map_err(failed)?;
+        }
+        filled
+    }
+}
+
+impl Content for OpenLayer {
+    fn size(&self) -> u64 {
+        match &self.body {
+            Body::Raw(raw) => raw.size(),
+            Body::Cow(layer) => layer.size(),
+        }
+    }
+
+    fn read(&self, at: u64, buffer: &mut [u8], wait: Wait) -> io::Result<bool> {
+        match &self.body {
+            Body::Raw(raw) => raw.read(at, buffer, wait),
+            Body::Cow(layer) => layer.read(at, buffer, wait),
+        }
+    }
+
+    fn run(&self, at: u64, most: u64) -> io::Result<Extent> {
+        match &self.body {
+            Body::Raw(raw) => raw.run(at, most),
+            Body::Cow(layer) => layer.run(at, most),
+        }
+    }
+}
+
+impl Drop for OpenLayer {
+    fn drop(&mut self) {
+        if let Body::Cow(layer) = &self.body {
+            match layer.close() {
+                Ok(()) => {
+                    let _ = fs::remove_file(self.shelf.folder.join(self.name.journal()));
+                }
+                // The journal stays; the next opening recovers.
+                Err(e) => tracing::error!(
+                    layer = %self.name.file(),
+                    error = %e,
+                    "a layer of a disk could not be closed cleanly"
+                ),
+            }
+        }
+        self.shelf.lock().remove(&self.name);
+        self.shelf.moved.notify_all();
+    }
+}

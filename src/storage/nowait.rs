@@ -1,0 +1,80 @@
+//! The calls that have no safe wrapper: a read that does not wait, a shared copy, and what is
+//! set in a child process before it becomes another program. Nothing else is unsafe here.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::Signal;
+
+/// Reads what is in memory, without waiting for the disk: the number of bytes, or `None` if
+/// none of them is there (or the file system can't tell).
+pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: i64) -> io::Result<Option<usize>> {
+    let part = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    // SAFETY: the one vector points at `buffer`, which lives and is ours alone meanwhile.
+    #[expect(unsafe_code, reason = "nix has no preadv2")]
+    let read = unsafe {
+        libc::preadv2(
+            file.as_raw_fd(),
+            &raw const part,
+            1,
+            offset,
+            libc::RWF_NOWAIT,
+        )
+    };
+    match usize::try_from(read) {
+        Ok(read) => Ok(Some(read)),
+        Err(_) => match io::Error::last_os_error() {
+            e if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            e if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINTR)) => Ok(None),
+            e => Err(e),
+        },
+    }
+}
+
+/// Makes `to` share the blocks of `from`; `false` where the file system can't.
+pub(super) fn reflink(from: &File, to: &File) -> bool {
+    // SAFETY: both are open files, and the call takes a descriptor as its argument.
+    #[expect(unsafe_code, reason = "nix has no wrapper for this request")]
+    let done = unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) };
+    done == 0
+}
+
+/// Bounds for a child that reads files from outside.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Bytes of address space.
+    pub(super) memory: u64,
+    /// Seconds of processor time.
+    pub(super) seconds: u64,
+}
+
+/// Lets a command run within bounds, without a network, and no longer than this process's
+/// thread that started it.
+pub(super) fn confine(command: &mut Command, bounds: Bounds) {
+    let parent = nix::unistd::getpid();
+    let before = move || {
+        setrlimit(Resource::RLIMIT_AS, bounds.memory, bounds.memory)?;
+        setrlimit(Resource::RLIMIT_CPU, bounds.seconds, bounds.seconds)?;
+        setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+        // No right to do so is no error: the files it gets were checked to name no others.
+        let _ = unshare(CloneFlags::CLONE_NEWNET);
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        if nix::unistd::getppid() != parent {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        Ok(())
+    };
+    // SAFETY: the closure only makes system calls; it takes no lock and allocates nothing.
+    #[expect(unsafe_code, reason = "std marks all work between fork and exec so")]
+    unsafe {
+        command.pre_exec(before);
+    }
+}
