@@ -16,6 +16,7 @@ mod dhcp;
 mod dhcp_wire;
 mod fuzz_corpus;
 mod http;
+mod iscsi;
 mod phone_home;
 mod storage;
 mod support;
