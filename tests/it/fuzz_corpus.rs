@@ -42,3 +42,8 @@ fn tftp_wire() {
 fn boot_path() {
     replay("boot_path", 20, bodies::boot_path);
 }
+
+#[test]
+fn iscsi() {
+    replay("iscsi", 12, bodies::iscsi);
+}

@@ -10,6 +10,7 @@ use dls::model::DiskIdentity;
 use dls::storage::{
     Access, BlockDevice, BlockError, DeviceInfo, Durability, Extent, Storage, Volume,
 };
+
 use dls::storage::memory::Memory;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;

@@ -4,7 +4,7 @@
 mod clients;
 mod conformance;
 mod faults;
-mod house;
 mod hostile;
+mod house;
 mod model;
 mod raw;

@@ -63,8 +63,16 @@ fn proof(algorithm: Algorithm) -> String {
 
 fn challenged(list: &str) -> Login {
     let mut login = Login::new();
-    let chosen = told(say(&mut login, &CLOSED, 0x00, &format!("{NAMES}|AuthMethod=CHAP,None")));
-    assert_eq!(chosen, (0, "AuthMethod=CHAP|TargetPortalGroupTag=1|".into()));
+    let chosen = told(say(
+        &mut login,
+        &CLOSED,
+        0x00,
+        &format!("{NAMES}|AuthMethod=CHAP,None"),
+    ));
+    assert_eq!(
+        chosen,
+        (0, "AuthMethod=CHAP|TargetPortalGroupTag=1|".into())
+    );
     let (flags, text) = told(say(&mut login, &CLOSED, 0x00, &format!("CHAP_A={list}")));
     assert_eq!(flags, 0);
     assert!(text.contains("CHAP_I=7|CHAP_C=0xc5c5"), "{text}");
@@ -96,7 +104,12 @@ fn one_way_with_each_algorithm() {
 fn mutual_with_a_transit_bit_from_the_start() {
     // As iPXE does it: T and the next stage in every request.
     let mut login = Login::new();
-    let (flags, _) = told(say(&mut login, &CLOSED, 0x81, &format!("{NAMES}|AuthMethod=CHAP")));
+    let (flags, _) = told(say(
+        &mut login,
+        &CLOSED,
+        0x81,
+        &format!("{NAMES}|AuthMethod=CHAP"),
+    ));
     assert_eq!(flags, 0);
     let (flags, _) = told(say(&mut login, &CLOSED, 0x81, "CHAP_A=5"));
     assert_eq!(flags, 0);
@@ -140,21 +153,46 @@ fn refused() {
         (0x83, format!("{NAMES}|AuthMethod=None"), "authentication"),
         (0x00, format!("{NAMES}|AuthMethod=KRB5"), "authentication"),
         (0x00, "TargetName=iqn.x:t".to_owned(), "missing_parameter"),
-        (0x00, "InitiatorName=iqn.x:a".to_owned(), "missing_parameter"),
-        (0x00, format!("{NAMES}|SessionType=Normal"), "initiator_error"),
-        (0x00, "InitiatorName=a|SessionType=Odd".to_owned(), "session_type"),
-        (0x00, "InitiatorName=a b|TargetName=t".to_owned(), "initiator_error"),
+        (
+            0x00,
+            "InitiatorName=iqn.x:a".to_owned(),
+            "missing_parameter",
+        ),
+        (
+            0x00,
+            format!("{NAMES}|SessionType=Normal"),
+            "initiator_error",
+        ),
+        (
+            0x00,
+            "InitiatorName=a|SessionType=Odd".to_owned(),
+            "session_type",
+        ),
+        (
+            0x00,
+            "InitiatorName=a b|TargetName=t".to_owned(),
+            "initiator_error",
+        ),
         (0x80, NAMES.to_owned(), "initiator_error"),
         (0x82, NAMES.to_owned(), "initiator_error"),
         (0x08, NAMES.to_owned(), "initiator_error"),
         (0xc1, NAMES.to_owned(), "initiator_error"),
-        (0x00, format!("{NAMES}|CHAP_N=boot|CHAP_R=0x00"), "initiator_error"),
+        (
+            0x00,
+            format!("{NAMES}|CHAP_N=boot|CHAP_R=0x00"),
+            "initiator_error",
+        ),
         (0x00, "a=b|".repeat(2048), "initiator_error"),
         (0x00, "x".repeat(9000), "initiator_error"),
         (0x00, format!("{NAMES}|SendTargets=All"), "initiator_error"),
     ] {
         let step = say(&mut Login::new(), &CLOSED, flags, &text);
-        assert_eq!(told(step).1, reason, "{flags:02x} {}", &text[..text.len().min(60)]);
+        assert_eq!(
+            told(step).1,
+            reason,
+            "{flags:02x} {}",
+            &text[..text.len().min(60)]
+        );
     }
 }
 
@@ -178,7 +216,12 @@ fn without_proof_only_where_that_is_let_in() {
     assert_eq!(flags, 0x87);
     assert!(text.contains("MaxRecvDataSegmentLength=262144"), "{text}");
     let mut login = Login::new();
-    let (flags, text) = told(say(&mut login, &OPEN, 0x81, &format!("{NAMES}|AuthMethod=CHAP,None")));
+    let (flags, text) = told(say(
+        &mut login,
+        &OPEN,
+        0x81,
+        &format!("{NAMES}|AuthMethod=CHAP,None"),
+    ));
     assert_eq!((flags, text.contains("AuthMethod=None")), (0x81, true));
     // Who chooses CHAP must prove it there too.
     let mut login = Login::new();
@@ -189,8 +232,12 @@ fn without_proof_only_where_that_is_let_in() {
 #[test]
 fn long_texts_come_in_parts() {
     let mut login = Login::new();
-    let part = |login: &mut Login, flags, text: &[u8]| login.step(&header(flags), text, &FRESH, &OPEN);
-    assert_eq!(told(part(&mut login, 0x44, b"InitiatorName=iqn.x:a\0Targ")), (0x04, String::new()));
+    let part =
+        |login: &mut Login, flags, text: &[u8]| login.step(&header(flags), text, &FRESH, &OPEN);
+    assert_eq!(
+        told(part(&mut login, 0x44, b"InitiatorName=iqn.x:a\0Targ")),
+        (0x04, String::new())
+    );
     let (flags, _) = told(part(&mut login, 0x87, b"etName=iqn.x:t\0"));
     assert_eq!(flags, 0x87);
     let mut login = Login::new();

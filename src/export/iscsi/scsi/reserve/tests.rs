@@ -15,13 +15,23 @@ fn nexus(name: &str) -> Nexus {
     name.into()
 }
 
-fn out(r: &mut Reservations, who: &str, action: u8, kind: u8, key: u64, new: u64) -> Result<Vec<(String, Sense)>, Refused> {
+fn out(
+    r: &mut Reservations,
+    who: &str,
+    action: u8,
+    kind: u8,
+    key: u64,
+    new: u64,
+) -> Result<Vec<(String, Sense)>, Refused> {
     let keys = Keys {
         key,
         action_key: new,
     };
     let notices = r.change(&nexus(who), action, 0, kind, &keys)?;
-    Ok(notices.iter().map(|n| (n.nexus.to_string(), n.sense)).collect())
+    Ok(notices
+        .iter()
+        .map(|n| (n.nexus.to_string(), n.sense))
+        .collect())
 }
 
 /// `a`, `b` registered with keys 1 and 2; `a` holds a reservation of that type.
@@ -60,8 +70,14 @@ fn keys_are_needed() {
     assert_eq!(out(&mut r, "b", 2, 1, 1, 0), Err(Refused::Conflict));
     assert_eq!(out(&mut r, "b", 1, 1, 2, 0), Err(Refused::Conflict));
     assert_eq!(out(&mut r, "a", 1, 3, 1, 0), Err(Refused::Conflict));
-    assert_eq!(out(&mut r, "a", 2, 3, 1, 0), Err(Refused::Sense(Sense::RELEASE)));
-    assert_eq!(out(&mut r, "a", 1, 2, 1, 0), Err(Refused::Sense(Sense::FIELD)));
+    assert_eq!(
+        out(&mut r, "a", 2, 3, 1, 0),
+        Err(Refused::Sense(Sense::RELEASE))
+    );
+    assert_eq!(
+        out(&mut r, "a", 1, 2, 1, 0),
+        Err(Refused::Sense(Sense::FIELD))
+    );
     assert_eq!(out(&mut r, "b", 2, 1, 2, 0), Ok(vec![]), "not its own");
     assert!(!r.is_free());
 }
@@ -75,10 +91,16 @@ fn others_are_told() {
     assert_eq!(out(&mut held(1), "a", 3, 0, 1, 0), b(Sense::PREEMPTED));
     let mut r = held(1);
     let told = out(&mut r, "b", 4, 3, 2, 1);
-    assert_eq!(told, Ok(vec![("a".to_owned(), Sense::REGISTRATION_PREEMPTED)]));
+    assert_eq!(
+        told,
+        Ok(vec![("a".to_owned(), Sense::REGISTRATION_PREEMPTED)])
+    );
     assert!(r.allows(&nexus("b"), &WRITE) && !r.allows(&nexus("a"), &READ));
     assert_eq!(out(&mut r, "b", 4, 3, 2, 77), Err(Refused::Conflict));
-    assert_eq!(out(&mut r, "b", 4, 3, 2, 0), Err(Refused::Sense(Sense::PARAMETER)));
+    assert_eq!(
+        out(&mut r, "b", 4, 3, 2, 0),
+        Err(Refused::Sense(Sense::PARAMETER))
+    );
 }
 
 #[test]
