@@ -18,6 +18,7 @@ mod disks;
 mod fuzz_corpus;
 mod http;
 mod nbd;
+mod iscsi;
 mod phone_home;
 mod storage;
 mod support;
