@@ -13,6 +13,7 @@ packages=(
     ovmf ipxe-qemu seabios busybox-static cpio dpkg zstd e2fsprogs
     iproute2 nftables procps tcpdump python3 curl libc-bin
     # peers
+    fio libnbd-bin nbdkit python3-libnbd qemu-utils
     dnsmasq-base isc-dhcp-client isc-dhcp-relay udhcpc kea-admin tftp-hpa atftp wget python3-scapy
     # to check docker-compose.yml
     docker-compose
