@@ -476,8 +476,9 @@ async fn store(api: &Shared, job: &Job, image: &Image) -> Result<(), Stop> {
         }
         tokio::select! {
             () = tokio::time::sleep(RETRY) => {}
-            () = job.cancel.cancelled() if in_doubt => return Err(Stop::InDoubt),
-            () = job.cancel.cancelled() => return Err(Stop::Cancelled),
+            () = job.cancel.cancelled() => {
+                return Err(if in_doubt { Stop::InDoubt } else { Stop::Cancelled });
+            }
         }
     }
 }
