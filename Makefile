@@ -1,10 +1,11 @@
 # make demo     boot a virtual diskless machine and print its timeline
 # make test     every check and every test; installs what is missing
 # make torture  the long, seeded tests (SEED=n repeats a run); writes docs/torture.log
+# make bench    our disks beside other servers' on this machine; writes benches/RESULTS.md
 # YES=1 answers the question before packages are installed.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test torture lint fmt docs sqlx-prepare packages tools
+.PHONY: demo test torture bench lint fmt docs sqlx-prepare packages tools
 
 demo: packages
 	@tests/lab/demo.sh
@@ -17,6 +18,9 @@ lint: packages
 
 torture: packages
 	@tests/torture.sh
+
+bench: packages
+	@benches/run.sh
 
 fmt:
 	cargo fmt

@@ -1,6 +1,9 @@
 //! Serves one disk to whoever asks, for benchmarks: `serve_disk nbd PORT BASE [clone]`. `BASE`
 //! is `memory`, or a raw file; with `clone` the disk is a clone of it. It has no secrets, and
 //! fences nobody: several connections see one disk.
+//!
+//! `serve_disk clones BASE` times the making and opening of clones, `serve_disk import FILE`
+//! (a qcow2) an import; both print JSON. Stores are made in `TMPDIR` and gone afterwards.
 
 use std::env;
 use std::fs::{File, OpenOptions};
@@ -8,17 +11,24 @@ use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use dls::boot::disks::{Attachment, ChapSecrets, DiskDoor, Login, NoDisk, Proof};
+use dls::clock::Clock;
 use dls::export::nbd::{MultiConn, NbdLimits, NbdMetrics, NbdServer};
 use dls::model::DiskIdentity;
 use dls::storage::memory::Memory;
 use dls::storage::{
-    Access, BlockDevice, BlockError, DeviceInfo, Durability, Extent, ExtentKind, Storage, Volume,
+    Access, BlockDevice, BlockError, DeviceInfo, DiskFormat, DiskStore, Durability, Extent,
+    ExtentKind, SnapshotId, Storage, Volume,
 };
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+/// Bytes of tables that the store may keep in memory.
+const CACHE: usize = 64 << 20;
 
 /// A door that gives its one disk to all.
 #[derive(Debug)]
@@ -127,6 +137,75 @@ impl BlockDevice for Plain {
     }
 }
 
+/// A store with a raw file as an image, and the snapshot that clones come from.
+fn imported(base: &Path, folder: &Path) -> Result<(DiskStore, SnapshotId)> {
+    let store = DiskStore::open(folder, CACHE)?;
+    let image = Uuid::from_u128(1);
+    let origin = SnapshotId::base(image);
+    let cancel = CancellationToken::new();
+    let volume = Volume::Image(image);
+    store.import(volume, base, DiskFormat::Raw, &mut |_| {}, &cancel)?;
+    if !store
+        .info(volume)?
+        .is_some_and(|i| i.snapshots.contains(&origin.name))
+    {
+        store.snapshot(&origin)?;
+    }
+    Ok((store, origin))
+}
+
+/// A clone of a raw file.
+fn clone(base: &Path, folder: &Path) -> Result<Arc<dyn BlockDevice>> {
+    let (store, origin) = imported(base, folder)?;
+    let clone = Volume::Session(Uuid::from_u128(2));
+    store.clone_volume(&origin, clone)?;
+    Ok(store.open(clone, Access::Write)?)
+}
+
+/// Milliseconds for making and opening a clone, beside few others and beside a thousand.
+fn clones(base: &Path, folder: &Path) -> Result<()> {
+    let (store, origin) = imported(base, folder)?;
+    let clock = Clock::system();
+    let mut open = Vec::new();
+    let mut times = Vec::new();
+    for number in 0..1020 {
+        let clone = Volume::Session(Uuid::from_u128(number));
+        let start = clock.instant();
+        store.clone_volume(&origin, clone)?;
+        let made = start.elapsed();
+        open.push(store.open(clone, Access::Write)?);
+        times.push((made, start.elapsed() - made));
+    }
+    let median = |of: &[(Duration, Duration)]| {
+        let mut made: Vec<_> = of.iter().map(|t| t.0.as_secs_f64() * 1000.0).collect();
+        let mut opened: Vec<_> = of.iter().map(|t| t.1.as_secs_f64() * 1000.0).collect();
+        made.sort_by(f64::total_cmp);
+        opened.sort_by(f64::total_cmp);
+        format!(
+            "[{:.3}, {:.3}]",
+            made[made.len() / 2],
+            opened[opened.len() / 2]
+        )
+    };
+    println!(
+        "{{\"1\": {}, \"1000\": {}}}",
+        median(&times[..20]),
+        median(&times[1000..])
+    );
+    Ok(())
+}
+
+/// Seconds for an import, until it is hashed, verified and safe.
+fn import(source: &Path, folder: &Path) -> Result<()> {
+    let store = DiskStore::open(folder, CACHE)?;
+    let (clock, cancel) = (Clock::system(), CancellationToken::new());
+    let volume = Volume::Image(Uuid::from_u128(1));
+    let start = clock.instant();
+    store.import(volume, source, DiskFormat::Qcow2, &mut |_| {}, &cancel)?;
+    println!("{:.3}", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
 fn disk(base: &str) -> Result<Arc<dyn BlockDevice>> {
     if base == "memory" {
         let (store, volume) = (Memory::new(), Volume::Image(Uuid::nil()));
@@ -140,13 +219,29 @@ fn disk(base: &str) -> Result<Arc<dyn BlockDevice>> {
 async fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let [protocol, port, base] = arguments[..] else {
-        bail!("usage: serve_disk nbd PORT memory|FILE");
+    if arguments == ["modes"] {
+        // For the script: what this build can do.
+        println!("nbd clone");
+        return Ok(());
+    }
+    // Goes when this ends by SIGTERM.
+    let folder = tempfile::tempdir()?;
+    let (protocol, port, disk) = match arguments[..] {
+        ["clones", base] => return clones(Path::new(base), folder.path()),
+        ["import", source] => return import(Path::new(source), folder.path()),
+        [protocol, port, base] => (protocol, port, disk(base)?),
+        [protocol, port, base, "clone"] => (protocol, port, clone(Path::new(base), folder.path())?),
+        _ => bail!("usage: serve_disk nbd PORT memory|FILE [clone]"),
     };
-    let disk = disk(base)?;
     let listen = SocketAddr::from(([127, 0, 0, 1], port.parse()?));
     let door: Arc<dyn DiskDoor> = Arc::new(Open(disk));
     let cancel = CancellationToken::new();
+    let stop = cancel.clone();
+    let mut ended = signal(SignalKind::terminate())?;
+    tokio::spawn(async move {
+        ended.recv().await;
+        stop.cancel();
+    });
     match protocol {
         "nbd" => {
             let limits = NbdLimits {

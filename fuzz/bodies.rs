@@ -16,6 +16,9 @@ use dls::dhcp::decide::{
 };
 use dls::dhcp::pool::{Asker, Book};
 use dls::dhcp::wire::{Frame, Packet, Request, RequestKind, encode, parse};
+use dls::export::nbd::machine::negotiation::LONGEST_OPTION;
+use dls::export::nbd::machine::{Act, Disk, Export, Negotiation, Offer, Turn, Way, judge};
+use dls::export::nbd::wire::transmission::Request as NbdRequest;
 use dls::model::{
     BootMode, Client, DiskMode, Lease, LeaseState, MacAddr, NetworkRange, RangeMode, Serve,
     Timestamp, UnreadyAction,
@@ -247,6 +250,70 @@ pub fn tftp_wire(data: &[u8]) {
         tftp::wire::encode_option_ack(&request.options, &mut reply);
         assert_eq!(tftp::wire::parse(&reply), Ok(tftp::wire::Packet::OptionAck));
         let _ = BootPath::parse_tftp(request.name);
+    }
+}
+
+/// An NBD connection's bytes, in pieces: a handshake, and what follows it as requests. The
+/// first byte says how TLS stands and how long the pieces are.
+pub fn nbd_wire(data: &[u8]) {
+    let Some((knob, bytes)) = data.split_first() else {
+        return;
+    };
+    let offer = [Offer::NoTls, Offer::Tls, Offer::OnlyTls][usize::from(knob % 3)];
+    let size = usize::from(knob / 3) + 1;
+    let mut machine = Negotiation::new(offer);
+    let (mut kept, mut out) = (Vec::new(), Vec::new());
+    for piece in bytes.chunks(size) {
+        kept.extend_from_slice(piece);
+        loop {
+            let (took, turn) = machine.take(&kept, &mut out);
+            kept.drain(..took);
+            assert!(kept.len() <= LONGEST_OPTION + 16 + size, "bounded");
+            match turn {
+                Turn::More if took > 0 => {}
+                Turn::More => break,
+                Turn::StartTls => {
+                    machine = machine.secured();
+                    kept.clear();
+                    break;
+                }
+                Turn::Open(opening) => {
+                    assert!(opening.name.len() <= 4096 && !opening.name.contains('\0'));
+                    assert!(offer != Offer::OnlyTls || out.len() >= 20, "TLS came first");
+                    let export = Export {
+                        size: 1 << 20,
+                        flags: 1,
+                        preferred_block: 4096,
+                    };
+                    machine.opened(&opening, export, &mut out);
+                    nbd_requests(&kept, &machine, &opening.name);
+                    if opening.way != Way::Info {
+                        return;
+                    }
+                }
+                Turn::End(_) => return,
+            }
+        }
+    }
+    assert!(out.len() < 64 * 8192, "replies are bounded too");
+}
+
+fn nbd_requests(bytes: &[u8], machine: &Negotiation, name: &str) {
+    let disk = Disk {
+        size: 1 << 20,
+        read_only: false,
+        structured: machine.structured(),
+        contexts: machine.contexts(name),
+    };
+    for head in bytes.chunks_exact(28) {
+        let Some(request) = head.first_chunk().and_then(NbdRequest::parse) else {
+            return;
+        };
+        match judge(&request, &disk) {
+            Ok(Act::Disconnect) => return,
+            Ok(_) => assert!(request.offset + u64::from(request.length) <= disk.size),
+            Err(refused) => assert_ne!(refused.errno().number(), 0),
+        }
     }
 }
 

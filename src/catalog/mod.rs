@@ -1,5 +1,5 @@
 //! PostgreSQL and nothing else. The map: [`Catalog`] and its words are declared here, what it
-//! can do is in one file per noun (`images`, `clients`, `ranges`, `leases`, `boots`, `servers`),
+//! can do is in one file per noun (`images`, `clients`, `clones`, `ranges`, `leases`, `boots`, `servers`),
 //! beside `connect` (pool, retries, several hosts), `migrate`, `load` (all that booting needs),
 //! `listen` (changes by anybody), `error` (from PostgreSQL's refusals to sentences), and
 //! [`embedded`] (a private cluster).
@@ -18,6 +18,7 @@ use crate::model::{
 
 mod boots;
 mod clients;
+mod clones;
 mod connect;
 pub mod embedded;
 mod error;

@@ -33,6 +33,8 @@ pub(super) struct Case {
     pub(super) probes_left: u8,
     /// The tracker knows of this packet.
     pub(super) noted: bool,
+    /// Nobody else has its client's disk.
+    pub(super) settled: bool,
 }
 
 impl Case {
@@ -67,6 +69,7 @@ impl Case {
             client,
             probes_left: 4,
             noted: false,
+            settled: false,
         })
     }
 

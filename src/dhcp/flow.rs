@@ -28,6 +28,7 @@ use super::probe::Probed;
 use super::registrar::Registrar;
 use super::socket::Received;
 use super::wire::{self, Packet, RequestKind};
+use crate::boot::disks::Disks;
 use crate::boot::session::Evidence;
 use crate::boot::tracker::Tracker;
 use crate::cache::{Cache, Snapshot};
@@ -52,6 +53,7 @@ pub(super) struct Core {
     pub(super) tracker: Tracker,
     pub(super) clock: Clock,
     pub(super) metrics: DhcpMetrics,
+    pub(super) disks: Disks,
     pub(super) loader_for: LoaderLookup,
     pub(super) registrar: Registrar,
     pub(super) book: Arc<Mutex<Book>>,
@@ -74,6 +76,8 @@ pub(super) struct Gates {
     pub(super) in_flight: HashSet<MacAddr>,
     /// An address is being probed for them.
     parked: HashSet<MacAddr>,
+    /// An old connection to their disk is being asked for a sign of life.
+    pub(super) settling: HashSet<MacAddr>,
 }
 
 impl Core {
@@ -107,13 +111,17 @@ impl Core {
     }
 
     /// Decides, and does it.
-    fn consider(self: &Arc<Self>, mut case: Case, snapshot: &Arc<Snapshot>) {
+    pub(super) fn consider(self: &Arc<Self>, mut case: Case, snapshot: &Arc<Snapshot>) {
         let now = self.clock.now();
         let ours = self.ours.load_full();
         let mac = case.request.mac;
         let kind = case.request.kind;
         if let Some(dropped) = self.must_wait(&case) {
             self.drop_case(&case, dropped);
+            return;
+        }
+        if let Some(client) = self.must_settle(&case, now) {
+            self.settle(case, client);
             return;
         }
         let facts = self.facts(&case, snapshot, &ours, now);
@@ -167,6 +175,11 @@ impl Core {
             // One ACK answers the retransmissions of a REQUEST as well.
             RequestKind::Request if gates.in_flight.contains(&case.request.mac) => {
                 Some(Dropped::InFlight)
+            }
+            RequestKind::Discover | RequestKind::Request
+                if gates.settling.contains(&case.request.mac) =>
+            {
+                Some(Dropped::DiskPending)
             }
             RequestKind::Discover if gates.parked.contains(&case.request.mac) => {
                 Some(Dropped::ProbePending)

@@ -19,6 +19,10 @@ words! {
         InFlight = "in_flight",
         /// The same machine's packet waits for an ARP probe.
         ProbePending = "probe_pending",
+        /// It is found out whether its machine's disk is in use.
+        DiskPending = "disk_pending",
+        /// Another machine with this MAC has the client's disk, and answers.
+        DiskInUse = "disk_in_use",
         /// Too many packets wait for the database or for probes.
         Overloaded = "overloaded",
         /// The lease could not be stored, so nothing was acknowledged.

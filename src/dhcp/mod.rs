@@ -22,6 +22,7 @@ mod probe;
 mod raw;
 mod registrar;
 pub mod server;
+mod settle;
 mod socket;
 pub mod wire;
 

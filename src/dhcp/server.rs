@@ -35,6 +35,7 @@ use super::pool::{Book, PROBED_FOR};
 use super::registrar::Registrar;
 pub use super::registrar::UnknownClients;
 use super::wire::{self, Packet};
+use crate::boot::disks::Disks;
 use crate::boot::tracker::Tracker;
 use crate::cache::Cache;
 use crate::catalog::{Catalog, Change};
@@ -65,6 +66,8 @@ pub struct Handles {
     pub catalog: Catalog,
     /// What was seen of each boot.
     pub tracker: Tracker,
+    /// Who has which disk.
+    pub disks: Disks,
     /// The time.
     pub clock: Clock,
     /// Counters, registered by the application.
@@ -109,6 +112,7 @@ impl DhcpServer {
             cache,
             catalog,
             tracker,
+            disks,
             clock,
             metrics,
             loader_for,
@@ -121,6 +125,7 @@ impl DhcpServer {
             tracker,
             clock,
             metrics: metrics.clone(),
+            disks,
             loader_for,
             registrar,
             book: book.clone(),

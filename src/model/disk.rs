@@ -4,7 +4,7 @@ use std::fmt;
 
 use uuid::Uuid;
 
-use super::words;
+use super::{DiskMode, Timestamp, words};
 
 words! {
     /// The protocol that a disk is reached by.
@@ -64,6 +64,35 @@ impl DiskIdentity {
         let low = u64::try_from(low).unwrap_or(0);
         (0x3000_0000_0000_0000 | low).to_be_bytes()
     }
+}
+
+/// What a server tells of a clone in its store: a row of `clones`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CloneReport {
+    /// Its name in the store.
+    pub name: String,
+    /// Whether what is written to it is kept.
+    pub mode: DiskMode,
+    /// Whose, if known.
+    pub client_id: Option<Uuid>,
+    /// The boot that it belongs to, or that has it.
+    pub session_id: Option<Uuid>,
+    /// The image that it was made from.
+    pub image_id: Option<Uuid>,
+    /// That image's name.
+    pub image_name: Option<String>,
+    /// Bytes that the machine sees.
+    pub size_bytes: i64,
+    /// Bytes that it takes, without what it shares.
+    pub used_bytes: i64,
+    /// When a machine last logged in to it, as far as this run of the server knows.
+    pub last_attached_at: Option<Timestamp>,
+    /// When its last connection ended, as far as this run of the server knows.
+    pub idle_since: Option<Timestamp>,
+    /// Spoken how, while a machine has it.
+    pub protocol: Option<DiskProtocol>,
+    /// From where, while a machine has it.
+    pub peer: Option<String>,
 }
 
 impl fmt::Display for DiskIdentity {

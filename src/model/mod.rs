@@ -19,7 +19,7 @@ pub mod session;
 pub use arch::Arch;
 pub use attempt::{Attempt, AttemptOutcome, BootEvent, Stage};
 pub use client::{BootMode, Client, DiskMode, NetworkConfig};
-pub use disk::{DiskIdentity, DiskProtocol};
+pub use disk::{CloneReport, DiskIdentity, DiskProtocol};
 pub use hostname::Hostname;
 pub use image::{BootMethod, FileRole, Image, ImageFile, ImageFormat, ImageKind, PhoneHome};
 pub use lease::{Lease, LeaseState};

@@ -42,3 +42,8 @@ fn tftp_wire() {
 fn boot_path() {
     replay("boot_path", 20, bodies::boot_path);
 }
+
+#[test]
+fn nbd_wire() {
+    replay("nbd_wire", 16, bodies::nbd_wire);
+}

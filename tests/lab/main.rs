@@ -7,6 +7,8 @@
 //! - [`boots`]: every firmware path; [`failures`]: each induced failure by stage and cause;
 //!   [`live`]: a change holds on the next packet; [`hostile`]: malformed packets at every
 //!   port; [`crashes`]: kill -9 at any moment; [`powercut`]: an ACK outlives the power
+//! - [`disks`]: Debian from its disk, by every path; [`exports`]: the disks' protocols under
+//!   kill -9, restarts, a full store
 //!
 //! A failed test leaves its logs, capture and console under `target/tmp/lab/NAME`.
 
@@ -18,6 +20,8 @@
 mod boots;
 mod capture;
 mod crashes;
+mod disks;
+mod exports;
 mod failures;
 mod hostile;
 mod live;

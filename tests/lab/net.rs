@@ -205,15 +205,21 @@ impl Lab {
         pid
     }
 
-    /// Ends all programs of that name (the kernel's: 15 characters) in this lab.
+    /// All processes of that name (the kernel's: 15 characters) in this lab.
+    pub(crate) fn all(&self, program: &str) -> Vec<Pid> {
+        let namespaces = self.namespaces.borrow();
+        let all = namespaces.iter().flat_map(|n| pids(n));
+        all.filter(|pid| {
+            let comm = fs::read_to_string(format!("/proc/{pid}/comm"));
+            comm.is_ok_and(|name| name.trim() == program)
+        })
+        .collect()
+    }
+
+    /// Ends them.
     pub(crate) fn end_all(&self, program: &str) {
-        for namespace in self.namespaces.borrow().iter() {
-            for pid in pids(namespace) {
-                let comm = fs::read_to_string(format!("/proc/{pid}/comm"));
-                if comm.is_ok_and(|name| name.trim() == program) {
-                    let _ = kill(pid, Signal::SIGKILL);
-                }
-            }
+        for pid in self.all(program) {
+            let _ = kill(pid, Signal::SIGKILL);
         }
     }
 

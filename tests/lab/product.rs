@@ -86,6 +86,20 @@ impl DebianDisk {
     }
 }
 
+/// A disk to be imported.
+pub(crate) struct DiskImport<'a> {
+    /// Name of the image.
+    pub(crate) name: &'a str,
+    /// The file.
+    pub(crate) disk: &'a Path,
+    /// `san`, `iscsi` or `nbd`.
+    pub(crate) boot_method: &'a str,
+    /// Kernel and initrd, where the loader starts them and not the disk.
+    pub(crate) kernel: Option<(PathBuf, PathBuf)>,
+    /// The kernel's command line.
+    pub(crate) cmdline: String,
+}
+
 impl<'a> Dls<'a> {
     /// Writes a configuration (defaults, quick looks while waiting, and `[boot]` lines of
     /// the test), starts the server and waits until it is ready.
@@ -127,6 +141,36 @@ impl<'a> Dls<'a> {
         let cmdline = format!("console=ttyS0 dls.beat=1 {cmdline}");
         command.args(["--cmdline", cmdline.trim_end()]);
         finish(&mut command);
+    }
+
+    /// `dls image import`.
+    pub(crate) fn import(&self, image: &DiskImport<'_>) {
+        let method = ["--boot-method", image.boot_method];
+        let mut command = self.command(&["image", "import", image.name]);
+        command.arg(image.disk).args(method);
+        if let Some((kernel, initrd)) = &image.kernel {
+            command.arg("--kernel").arg(kernel);
+            command.arg("--initrd").arg(initrd);
+        }
+        if !image.cmdline.is_empty() {
+            command.args(["--cmdline", &image.cmdline]);
+        }
+        finish(&mut command);
+    }
+
+    /// Fails the test unless an image's disk still is, byte for byte, the file that it was
+    /// imported from.
+    pub(crate) fn assert_unchanged(&self, image: &str, file: &Path) {
+        let copy = self.lab.path().join("exported.raw");
+        let mut export = self.command(&["image", "export", image]);
+        finish(export.arg(&copy));
+        let compare = output(Command::new("cmp").arg(&copy).arg(file));
+        assert!(
+            compare.status.success(),
+            "the base has changed: {}",
+            String::from_utf8_lossy(&compare.stdout)
+        );
+        fs::remove_file(copy).expect("rm");
     }
 
     fn ready(&mut self) {
@@ -277,6 +321,28 @@ impl<'a> Dls<'a> {
     pub(crate) fn kill_database(&self) {
         let pid = self.postmaster().expect("a running postmaster");
         kill(Pid::from_raw(pid), Signal::SIGKILL).expect("the postmaster was running");
+    }
+
+    /// Stops the database without ending it: whoever asks it waits.
+    pub(crate) fn freeze_database(&self) {
+        self.signal_database(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw_database(&self) {
+        self.signal_database(Signal::SIGCONT);
+    }
+
+    fn signal_database(&self, signal: Signal) {
+        for pid in self.lab.all("postgres") {
+            kill(pid, signal).expect("the database was running");
+        }
+    }
+
+    /// Breaks all connections to a port of the server, as a router that was switched off does.
+    pub(crate) fn break_connections(&self, lab: &Lab, port: u16) {
+        let filter = format!("sport = :{port}");
+        finish(&mut lab.on_server("ss", ["-K", "-t", &filter]));
     }
 
     /// True if its log holds the text.

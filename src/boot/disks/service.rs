@@ -24,7 +24,7 @@ use crate::boot::token::{self, Chap};
 use crate::boot::tracker::{Known, OpenAttempt, Tracker};
 use crate::cache::{Snapshot, View};
 use crate::clock::Clock;
-use crate::model::{DiskIdentity, DiskMode, ImageKind, MacAddr};
+use crate::model::{DiskIdentity, DiskMode, ImageKind, MacAddr, Timestamp};
 use crate::storage::{Access, BlockDevice, SnapshotId, Storage, Volume, VolumeError};
 
 /// The disks; clones share them.
@@ -47,6 +47,15 @@ pub(super) struct Shared {
     pub(super) changed: Notify,
     /// Which client an ephemeral clone is of, as far as this run has seen.
     pub(super) owners: Mutex<HashMap<Uuid, Uuid>>,
+    /// When clones were last logged in to and let go of, in this run.
+    times: Mutex<HashMap<Volume, Times>>,
+}
+
+/// When a clone was last used.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Times {
+    pub(super) attached: Option<Timestamp>,
+    pub(super) idle: Option<Timestamp>,
 }
 
 impl fmt::Debug for Disks {
@@ -80,6 +89,7 @@ impl Disks {
             closed: AtomicBool::new(false),
             changed: Notify::new(),
             owners: Mutex::default(),
+            times: Mutex::default(),
         };
         Self {
             shared: Arc::new(shared),
@@ -143,6 +153,19 @@ impl Shared {
 
     pub(super) fn owners(&self) -> MutexGuard<'_, HashMap<Uuid, Uuid>> {
         self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn times(&self) -> MutexGuard<'_, HashMap<Volume, Times>> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When a clone was last used, as far as this run knows.
+    pub(super) fn last(&self, volume: Volume) -> Times {
+        self.times().get(&volume).copied().unwrap_or_default()
+    }
+
+    pub(super) fn forget(&self, volume: Volume) {
+        self.times().remove(&volume);
     }
 
     pub(super) fn desk(&self, client: Uuid) -> Arc<Desk> {
@@ -289,13 +312,15 @@ impl Shared {
             Box::new(move |seen| shared.witness(&desk, (attempt, mac), connection, seen))
         };
         let attachment = Attachment::new(identity, attempt, opened.device, gate.clone(), witness);
+        let now = self.clock.now();
+        self.times().entry(opened.volume).or_default().attached = Some(now);
         desk.holds().push(Hold {
             connection,
             attempt,
             volume: opened.volume,
             protocol: login.protocol,
             peer: login.peer,
-            since: self.clock.now(),
+            since: now,
             line: login.line,
             gate,
             meter: attachment.meter(),
@@ -329,7 +354,12 @@ impl Shared {
             Seen::FirstRead => Evidence::DiskRead { connection },
             Seen::FirstWrite => Evidence::DiskWritten { connection },
             Seen::Detached(usage) => {
-                let cause = desk.gone(connection).and_then(|hold| hold.cause);
+                let hold = desk.gone(connection);
+                if let Some(hold) = &hold {
+                    let now = self.clock.now();
+                    self.times().entry(hold.volume).or_default().idle = Some(now);
+                }
+                let cause = hold.and_then(|hold| hold.cause);
                 let stopping = self.closed.load(Ordering::Relaxed);
                 let cause = cause.unwrap_or(if stopping {
                     "the server stopped"

@@ -182,13 +182,14 @@ impl Book {
         outcome
     }
 
-    /// True if that packet would close an attempt or open one.
+    /// True if that packet is none of the attempt that is open: it would begin another, or
+    /// is of another machine.
     pub(super) fn begins(&self, seen: &Observation) -> bool {
         let current = self.open.get(&seen.mac).map(|b| b.standing(seen.at));
         Caller::of(seen).is_some_and(|caller| {
             matches!(
                 arrival(current.as_ref(), caller),
-                Arrival::Start | Arrival::Restart
+                Arrival::Start | Arrival::Restart | Arrival::Refuse
             )
         })
     }

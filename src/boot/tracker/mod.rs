@@ -190,8 +190,8 @@ impl Tracker {
         self.shared.conclude(&book, outcome);
     }
 
-    /// True if this DHCP packet would open an attempt, whether or not it closes one. Nothing
-    /// is noted.
+    /// True if this DHCP packet is none of the attempt that is open: it would begin another,
+    /// or is of another machine. Nothing is noted.
     #[must_use]
     pub fn begins(&self, seen: &Observation) -> bool {
         self.shared.book().begins(seen)

@@ -169,6 +169,8 @@ mod tests {
             last_stage: stage,
             outcome: AttemptOutcome::Open,
             reason: None,
+            disk_bytes_read: 0,
+            disk_bytes_written: 0,
         })
     }
 

@@ -219,6 +219,12 @@ async fn serve(
         cache: cache.clone(),
         catalog: catalog.clone(),
         tracker: tracker.clone(),
+        disks: dls::boot::disks::Disks::new(
+            cache.view(),
+            tracker.clone(),
+            std::sync::Arc::new(dls::storage::memory::Memory::new()),
+            clock.clone(),
+        ),
         clock,
         metrics,
         loader_for: std::sync::Arc::new(loader_for),

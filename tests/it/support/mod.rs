@@ -324,6 +324,8 @@ pub(crate) fn attempt(of: &Client, server_id: Uuid) -> Attempt {
         last_stage: Stage::Discover,
         outcome: AttemptOutcome::Open,
         reason: None,
+        disk_bytes_read: 0,
+        disk_bytes_written: 0,
     }
 }
 

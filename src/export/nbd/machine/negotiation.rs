@@ -458,3 +458,238 @@ fn name(bytes: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(bytes).ok()?;
     (text.len() <= LONGEST_STRING && !text.chars().any(char::is_control)).then(|| text.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn option(code: u32, data: &[u8]) -> Vec<u8> {
+        let mut bytes = wire::OPTION_MAGIC.to_be_bytes().to_vec();
+        bytes.extend_from_slice(&code.to_be_bytes());
+        bytes.extend_from_slice(&u32::try_from(data.len()).unwrap().to_be_bytes());
+        bytes.extend_from_slice(data);
+        bytes
+    }
+
+    fn go(name: &str) -> Vec<u8> {
+        let mut data = u32::try_from(name.len()).unwrap().to_be_bytes().to_vec();
+        data.extend_from_slice(name.as_bytes());
+        data.extend_from_slice(&[0, 1, 0, 3]);
+        data
+    }
+
+    fn meta(name: &str, queries: &[&str]) -> Vec<u8> {
+        let mut data = u32::try_from(name.len()).unwrap().to_be_bytes().to_vec();
+        data.extend_from_slice(name.as_bytes());
+        data.extend_from_slice(&u32::try_from(queries.len()).unwrap().to_be_bytes());
+        for query in queries {
+            data.extend_from_slice(&u32::try_from(query.len()).unwrap().to_be_bytes());
+            data.extend_from_slice(query.as_bytes());
+        }
+        data
+    }
+
+    /// Everything that it says to the bytes, as long as it takes any.
+    fn talk(machine: &mut Negotiation, mut input: &[u8]) -> (Vec<u8>, Turn) {
+        let mut out = Vec::new();
+        loop {
+            let (took, turn) = machine.take(input, &mut out);
+            input = &input[took..];
+            if turn != Turn::More || took == 0 || input.is_empty() {
+                return (out, turn);
+            }
+        }
+    }
+
+    fn begun(offer: Offer) -> Negotiation {
+        let mut machine = Negotiation::new(offer);
+        assert_eq!(talk(&mut machine, &[0, 0, 0, 3]), (Vec::new(), Turn::More));
+        machine
+    }
+
+    /// Number of the one reply.
+    fn kind(out: &[u8]) -> u32 {
+        u32::from_be_bytes(out[12..16].try_into().unwrap())
+    }
+
+    #[test]
+    fn a_handshake_asks_for_its_disk() {
+        let mut machine = begun(Offer::NoTls);
+        let (out, _) = talk(&mut machine, &option(8, &[]));
+        assert_eq!(kind(&out), 1);
+        talk(
+            &mut machine,
+            &option(10, &meta("disk", &["base:allocation"])),
+        );
+        let (out, turn) = talk(&mut machine, &option(7, &go("disk")));
+        assert!(out.is_empty(), "nothing is said before the disk is open");
+        let Turn::Open(opening) = turn else {
+            panic!("{turn:?}")
+        };
+        assert_eq!((opening.name.as_str(), opening.way), ("disk", Way::Go));
+        assert!(machine.structured());
+        assert_eq!(machine.contexts("disk"), Contexts::Allocation);
+        assert_eq!(machine.contexts("other"), Contexts::None);
+        let export = Export {
+            size: 512,
+            flags: 1,
+            preferred_block: 4096,
+        };
+        let mut out = Vec::new();
+        machine.opened(&opening, export, &mut out);
+        assert_eq!(out.len(), (20 + 12) + (20 + 14) + 20);
+        let why = Refused {
+            error: OptionError::Unknown,
+            text: "no".to_owned(),
+        };
+        let mut out = Vec::new();
+        assert_eq!(machine.refused(&opening, &why, &mut out), Turn::More);
+        assert_eq!(kind(&out), 0x8000_0006);
+    }
+
+    #[test]
+    fn a_later_context_replaces_an_earlier_one() {
+        let mut machine = begun(Offer::NoTls);
+        talk(&mut machine, &option(8, &[]));
+        let good = option(10, &meta("disk", &["x", "base:allocation"]));
+        talk(&mut machine, &good);
+        assert_eq!(machine.contexts("disk"), Contexts::Allocation);
+        // Listing changes nothing; setting to nothing, to a wildcard or to nonsense does.
+        talk(&mut machine, &option(9, &meta("disk", &[])));
+        assert_eq!(machine.contexts("disk"), Contexts::Allocation);
+        for data in [meta("disk", &[]), meta("disk", &["base:"]), vec![1]] {
+            talk(&mut machine, &good);
+            talk(&mut machine, &option(10, &data));
+            assert_eq!(machine.contexts("disk"), Contexts::None);
+        }
+    }
+
+    #[test]
+    fn tls_forgets_what_came_before() {
+        let mut machine = begun(Offer::Tls);
+        talk(&mut machine, &option(8, &[]));
+        talk(
+            &mut machine,
+            &option(10, &meta("disk", &["base:allocation"])),
+        );
+        let (out, turn) = talk(&mut machine, &option(5, &[]));
+        assert_eq!((kind(&out), turn), (1, Turn::StartTls));
+        let mut machine = machine.secured();
+        assert!(!machine.structured());
+        assert_eq!(machine.contexts("disk"), Contexts::None);
+        let (out, turn) = talk(&mut machine, &option(5, &[]));
+        assert_eq!((kind(&out), turn), (0x8000_0003, Turn::More));
+    }
+
+    #[test]
+    fn bytes_behind_starttls_end_it() {
+        let mut machine = begun(Offer::Tls);
+        let mut bytes = option(5, &[]);
+        bytes.push(0);
+        let (_, turn) = talk(&mut machine, &bytes);
+        assert_eq!(turn, Turn::End(Ending::Injected));
+    }
+
+    #[test]
+    fn without_tls_little_is_said_where_it_is_demanded() {
+        for code in [3, 4, 6, 7, 8, 9, 10, 11, 77] {
+            let mut machine = begun(Offer::OnlyTls);
+            let (out, turn) = talk(&mut machine, &option(code, &go("disk")));
+            assert_eq!((kind(&out), turn), (0x8000_0005, Turn::More), "{code}");
+        }
+        let mut machine = begun(Offer::OnlyTls);
+        let (_, turn) = talk(&mut machine, &option(1, b"disk"));
+        assert_eq!(turn, Turn::End(Ending::PlainExportName));
+        let mut machine = begun(Offer::OnlyTls);
+        let (_, turn) = talk(&mut machine, &option(2, &[]));
+        assert_eq!(turn, Turn::End(Ending::Aborted));
+    }
+
+    #[test]
+    fn long_options_pass_through() {
+        let mut machine = begun(Offer::NoTls);
+        let mut bytes = option(7, &vec![0; LONGEST_OPTION + 1]);
+        bytes.extend(option(3, &[]));
+        let mut out = Vec::new();
+        // In small pieces, none of which is kept.
+        let mut kept: Vec<u8> = Vec::new();
+        for piece in bytes.chunks(100) {
+            kept.extend_from_slice(piece);
+            loop {
+                let (took, turn) = machine.take(&kept, &mut out);
+                kept.drain(..took);
+                assert_eq!(turn, Turn::More);
+                if took == 0 {
+                    break;
+                }
+            }
+            assert!(kept.len() < 200);
+        }
+        assert_eq!(kind(&out), 0x8000_0009);
+        assert_eq!(kind(&out[out.len() - 20..]), 1, "LIST, in step");
+        let mut head = option(7, &[]);
+        head[12..].copy_from_slice(&65_537_u32.to_be_bytes());
+        let (_, turn) = talk(&mut machine, &head);
+        assert_eq!(turn, Turn::End(Ending::HugeOption));
+    }
+
+    #[test]
+    fn the_thirty_third_option_ends_it() {
+        let mut machine = begun(Offer::NoTls);
+        for _ in 0..MOST_OPTIONS {
+            assert_eq!(talk(&mut machine, &option(3, &[])).1, Turn::More);
+        }
+        let (_, turn) = talk(&mut machine, &option(3, &[]));
+        assert_eq!(turn, Turn::End(Ending::TooManyOptions));
+    }
+
+    /// Options, rather like real ones.
+    fn options() -> impl Strategy<Value = Vec<u8>> {
+        let data = prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..40),
+            Just(go("disk")),
+            Just(meta("disk", &["base:allocation"])),
+            Just(Vec::new()),
+        ];
+        let one = (0_u32..12, data).prop_map(|(code, data)| option(code, &data));
+        prop::collection::vec(one, 0..40).prop_map(|all| all.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_make_no_difference(
+            bytes in prop_oneof![options(), prop::collection::vec(any::<u8>(), 0..200)],
+            size in 1_usize..50,
+            offer in prop_oneof![Just(Offer::NoTls), Just(Offer::Tls), Just(Offer::OnlyTls)],
+        ) {
+            let run = |size: usize| {
+                let mut machine = begun(offer);
+                let (mut out, mut kept) = (Vec::new(), Vec::new());
+                for piece in bytes.chunks(size) {
+                    kept.extend_from_slice(piece);
+                    loop {
+                        let (took, turn) = machine.take(&kept, &mut out);
+                        prop_assert!(took <= kept.len());
+                        prop_assert!(kept.len() - took <= OPTION_HEADER + LONGEST_OPTION + size);
+                        kept.drain(..took);
+                        // At STARTTLS it makes one: what is behind it must not be there yet.
+                        if turn != Turn::More {
+                            return Ok((out, matches!(turn, Turn::Open(_) | Turn::End(_))));
+                        }
+                        if took == 0 {
+                            break;
+                        }
+                    }
+                }
+                Ok((out, false))
+            };
+            let (whole, pieces) = (run(usize::MAX)?, run(size)?);
+            prop_assert!(whole.0.len() < 40 * 200);
+            if !bytes.windows(12).any(|w| w == &option(5, &[])[..12]) {
+                prop_assert_eq!(whole, pieces);
+            }
+        }
+    }
+}

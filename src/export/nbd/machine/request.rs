@@ -221,3 +221,107 @@ pub fn judge(request: &Request, disk: &Disk) -> Result<Act, Unlawful> {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DISK: Disk = Disk {
+        size: 1 << 40,
+        read_only: false,
+        structured: true,
+        contexts: Contexts::Allocation,
+    };
+
+    fn request(command: u16, flags: u16, offset: u64, length: u32) -> Request {
+        Request {
+            flags,
+            command,
+            cookie: 0,
+            offset,
+            length,
+        }
+    }
+
+    #[test]
+    fn what_is_lawful() {
+        let act = |command, flags| judge(&request(command, flags, 4096, 512), &DISK);
+        assert_eq!(act(0, 0), Ok(Act::Read { whole: Last::No }));
+        assert_eq!(act(0, FLAG_DF), Ok(Act::Read { whole: Last::Yes }));
+        assert_eq!(act(0, FLAG_FUA), Ok(Act::Read { whole: Last::No }));
+        assert_eq!(act(1, 0), Ok(Act::Write(Stable::Later)));
+        assert_eq!(act(1, FLAG_FUA), Ok(Act::Write(Stable::Now)));
+        assert_eq!(act(2, u16::MAX), Ok(Act::Disconnect));
+        assert_eq!(judge(&request(3, 0, 0, 0), &DISK), Ok(Act::Flush));
+        assert_eq!(act(4, FLAG_FUA), Ok(Act::Trim(Stable::Now)));
+        assert_eq!(act(5, 0), Ok(Act::Cache));
+        assert_eq!(act(7, FLAG_REQ_ONE), Ok(Act::Status { most: 1 }));
+        let keep = Act::Zeroes {
+            keep_space: true,
+            stable: Stable::Later,
+        };
+        assert_eq!(act(6, FLAG_NO_HOLE), Ok(keep));
+    }
+
+    #[test]
+    fn what_is_not() {
+        let end = DISK.size;
+        for (command, flags, offset, length, expected) in [
+            (0, 0, end, 1, Unlawful::ReadBeyond),
+            (0, 0, u64::MAX, u32::MAX, Unlawful::ReadBeyond),
+            (1, 0, end - 1, 2, Unlawful::WriteBeyond),
+            (6, 0, u64::MAX, 1, Unlawful::WriteBeyond),
+            (0, 0, 0, LONGEST_REQUEST + 1, Unlawful::TooLong),
+            (1, 0, 0, LONGEST_REQUEST + 1, Unlawful::TooLong),
+            (0, FLAG_DF, 0, LONGEST_WHOLE_READ + 1, Unlawful::OneChunk),
+            (0, FLAG_NO_HOLE, 0, 1, Unlawful::Flags),
+            (4, FLAG_NO_HOLE, 0, 1, Unlawful::Flags),
+            (1, 1 << 15, 0, 1, Unlawful::Flags),
+            (3, 0, 1, 0, Unlawful::Shape),
+            (3, 0, 0, 1, Unlawful::Shape),
+            (7, 0, 0, 0, Unlawful::Shape),
+            (8, 0, 0, 0, Unlawful::Command),
+            (6, FLAG_NO_HOLE | FLAG_FAST_ZERO, 0, 1, Unlawful::NotFast),
+        ] {
+            let found = judge(&request(command, flags, offset, length), &DISK);
+            assert_eq!(found, Err(expected), "{command} {flags} {offset} {length}");
+        }
+        let disk = Disk {
+            read_only: true,
+            structured: false,
+            contexts: Contexts::None,
+            ..DISK
+        };
+        for command in [1, 4, 6] {
+            let found = judge(&request(command, 0, 0, 1), &disk);
+            assert_eq!(found, Err(Unlawful::ReadOnly));
+        }
+        assert_eq!(
+            judge(&request(0, FLAG_DF, 0, 1), &disk),
+            Err(Unlawful::Flags)
+        );
+        assert_eq!(judge(&request(7, 0, 0, 1), &disk), Err(Unlawful::NoContext));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_done_lies_within_the_disk(
+            command in 0_u16..10,
+            flags in 0_u16..64,
+            offset in prop_oneof![any::<u64>(), 0..(1_u64 << 41)],
+            length: u32,
+            size in prop_oneof![any::<u64>(), 0..(1_u64 << 41)],
+            structured: bool,
+        ) {
+            let disk = Disk { size, structured, ..DISK };
+            if let Ok(act) = judge(&request(command, flags, offset, length), &disk)
+                && act != Act::Disconnect
+            {
+                let end = u128::from(offset) + u128::from(length);
+                prop_assert!(end <= u128::from(size));
+            }
+        }
+    }
+}

@@ -1,0 +1,16 @@
+#!/bin/bash
+# `make bench`: our exports beside others' on the same base image, in one run. Prints ratios
+# and writes benches/RESULTS.md. BENCH_SECONDS (2) per measurement, BENCH_ROUNDS (5).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+for program in fio nbdkit qemu-nbd qemu-img nbdinfo python3; do
+    command -v $program >/dev/null || { echo "$program is missing (make packages)" >&2; exit 1; }
+done
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
+cargo build --locked --release --example serve_disk
+# A network of its own: free ports, and nobody else's traffic.
+if unshare --net true 2>/dev/null; then
+    exec unshare --net -- bash -c 'ip link set lo up && exec python3 benches/bench.py "$0"' \
+        "$CARGO_TARGET_DIR/release/examples/serve_disk"
+fi
+exec python3 benches/bench.py "$CARGO_TARGET_DIR/release/examples/serve_disk"

@@ -1,0 +1,233 @@
+//! Debian from its disk: SeaBIOS and OVMF over iSCSI to the login prompt, a root on iSCSI and
+//! on NBD by kernel and initrd; what stays of a machine's writes and what does not; restarts,
+//! pulled cables, a second machine with the same MAC, a stopped database.
+//!
+//! A boot takes about a minute under emulation, so each test shows much with few of them.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::crashes::rounds;
+use crate::machine::{Board, Firmware, Machine};
+use crate::net::Lab;
+use crate::product::{DebianDisk, DiskImport, Dls};
+use crate::{secs, wait_for};
+
+const MAC: &str = "52:54:00:77:00:01";
+const OTHER: &str = "52:54:00:77:00:02";
+const POOL: &str = "--pool 10.77.0.50-10.77.0.99 --mode full";
+/// A boot to the login prompt, beside another one.
+const BOOT: Duration = secs(240);
+const PROMPT: &str = "debian login:";
+
+/// A server with the Debian disk as image `debian`, booted so.
+fn site<'a>(lab: &'a Lab, boot_method: &'static str) -> (Dls<'a>, DebianDisk) {
+    lab.ipv6_router();
+    let disk = DebianDisk::build();
+    let dls = Dls::start(lab, "");
+    dls.cli(&format!("range add --network 10.77.0.0/24 {POOL}"));
+    let by_kernel = boot_method != "san";
+    dls.import(&DiskImport {
+        name: "debian",
+        disk: &disk.file("disk.img"),
+        boot_method,
+        kernel: by_kernel.then(|| (disk.file("kernel"), disk.file("initrd"))),
+        cmdline: if by_kernel {
+            let root = disk.root();
+            format!("root=UUID={root} rw rootfstype=ext4 console=ttyS0 quiet mitigations=off net.ifnames=0 fsck.mode=skip")
+        } else {
+            String::new()
+        },
+    });
+    (dls, disk)
+}
+
+fn add_client(dls: &Dls<'_>, mac: &str, name: &str, mode: &str) {
+    dls.cli(&format!(
+        "client add --mac {mac} --hostname {name} --image debian --disk-mode {mode}"
+    ));
+}
+
+fn board(firmware: Firmware, mac: &'static str) -> Board {
+    Board {
+        persistent: true,
+        ..Board::new(firmware, mac)
+    }
+}
+
+/// Waits for the login prompt; the disk had been booted so often before.
+fn expect_boot(machine: &mut Machine, marker: &str) {
+    machine.expect("DLS-MARKER:", BOOT);
+    machine.expect(PROMPT, BOOT);
+    let marker = format!("DLS-MARKER: {marker}");
+    let console = machine.console();
+    assert!(console.contains(&marker), "`{marker}` in:\n{console}");
+}
+
+/// Starts `lab-io` in the machine; it goes on until it is told to stop.
+fn start_io(machine: &mut Machine) {
+    machine.log_in();
+    machine.enter("lab-io 100000 2 &");
+    machine.expect("LAB-IO 2\r", secs(90));
+}
+
+/// Rounds of `lab-io` that were right, so far on this page.
+fn io_rounds(machine: &Machine) -> usize {
+    let console = machine.console();
+    assert!(!console.contains("LAB-IO-WRONG"), "{console}");
+    assert!(!console.contains("I/O error"), "{console}");
+    console.lines().filter(|l| l.starts_with("LAB-IO ")).count()
+}
+
+/// Waits until `lab-io` has done some more rounds, and all of them right.
+fn expect_io(machine: &Machine, what: &str) {
+    // Two may have been under way before.
+    let before = io_rounds(machine);
+    wait_for(what, secs(90), || {
+        (io_rounds(machine) > before + 2).then_some(())
+    });
+}
+
+fn detail(row: Option<&Value>, key: &str) -> u64 {
+    let detail = row.and_then(|row| row.get("detail"));
+    let value = detail.and_then(|d| d.get(key)).and_then(Value::as_u64);
+    value.unwrap_or_else(|| panic!("`{key}` in {row:?}"))
+}
+
+#[test]
+fn two_machines_one_image_ephemeral_and_persistent() {
+    let lab = Lab::new("disks");
+    let (mut dls, disk) = site(&lab, "san");
+    add_client(&dls, MAC, "pc-01", "ephemeral");
+    add_client(&dls, OTHER, "pc-02", "persistent");
+    let mut clean = board(Firmware::Bios, MAC).power_on(&lab);
+    let mut kept = board(Firmware::Bios, OTHER).power_on(&lab);
+    expect_boot(&mut clean, "fresh");
+    expect_boot(&mut kept, "fresh");
+
+    // What the operator reads of it.
+    let timeline = dls.expect_stage(MAC, "disk_written", secs(10));
+    timeline.assert_order(&["script", "disk_attached", "disk_read", "disk_written"]);
+
+    // A warm reset of both, without a word to the disk.
+    clean.reset();
+    kept.reset();
+    expect_boot(&mut clean, "fresh");
+    expect_boot(&mut kept, "found 1");
+    let ended = dls.rows(&format!(
+        "select count(*)::int as n from boot_sessions s join clients c on c.id = s.client_id \
+         where c.mac_address = '{MAC}' and s.ended_at is not null"
+    ));
+    assert_eq!(ended[0]["n"], 1, "the boot before the reset is over");
+
+    // A cold one, and a restart of the server between.
+    clean.cut_power();
+    kept.cut_power();
+    dls.stop();
+    dls.start_again();
+    let mut clean = board(Firmware::Bios, MAC).power_on(&lab);
+    let mut kept = board(Firmware::Bios, OTHER).power_on(&lab);
+    expect_boot(&mut clean, "fresh");
+    expect_boot(&mut kept, "found 2");
+
+    dls.assert_unchanged("debian", &disk.file("disk.img"));
+    let image = dls.rows("select sha256 from images where name = 'debian'");
+    assert_eq!(image[0]["sha256"], disk.sha256());
+
+    // The end of a disk, by bytes.
+    kept.cut_power();
+    let timeline = dls.expect_stage(OTHER, "disk_detached", secs(120));
+    let row = timeline.row("disk_detached");
+    assert!(detail(row, "bytes_read") > 10_000_000, "{row:?}");
+    assert!(detail(row, "bytes_written") > 4_096, "{row:?}");
+}
+
+#[test]
+fn uefi_and_a_second_machine_with_its_mac() {
+    let lab = Lab::new("disk_uefi");
+    let (dls, _) = site(&lab, "san");
+    add_client(&dls, MAC, "pc-01", "ephemeral");
+    let mut machine = board(Firmware::UefiPxe, MAC).power_on(&lab);
+    expect_boot(&mut machine, "fresh");
+    start_io(&mut machine);
+
+    let mut twin = Board {
+        uuid: Some("11111111-2222-3333-4444-555555555555"),
+        ..board(Firmware::Bios, MAC)
+    }
+    .power_on(&lab);
+    // It gets its script, and in it why it waits; the first one does not notice.
+    wait_for("an event about the second machine", secs(90), || {
+        let rows = dls.rows(
+            "select stage, detail from boot_events where detail::text like '%disk_in_use%' \
+             or stage in ('disk_refused', 'refused')",
+        );
+        (!rows.is_empty()).then_some(())
+    });
+    expect_io(&machine, "the first machine's I/O goes on");
+    assert!(!twin.console().contains("LAB-GRUB"), "{}", twin.console());
+    twin.cut_power();
+
+    // A machine that was reset always boots.
+    machine.reset();
+    expect_boot(&mut machine, "fresh");
+}
+
+/// A running machine and all that can happen to its server: it waits and goes on.
+fn withstands(lab: &Lab, dls: &mut Dls<'_>, machine: &mut Machine) {
+    for round in 1..=rounds(1, 10) {
+        dls.stop();
+        std::thread::sleep(secs(2));
+        dls.start_again();
+        expect_io(machine, "I/O goes on after a restart of the server");
+        dls.kill();
+        dls.start_again();
+        expect_io(machine, "I/O goes on after kill -9 of the server");
+        eprintln!(
+            "round {round}: a restart and a kill, {} right",
+            io_rounds(machine)
+        );
+    }
+    machine.pull_cable(lab);
+    std::thread::sleep(secs(30));
+    machine.plug_cable(lab);
+    expect_io(machine, "I/O goes on after 30 s without a cable");
+}
+
+#[test]
+fn root_on_iscsi_outlives_restarts_of_the_server() {
+    let lab = Lab::new("disk_iscsi");
+    let (mut dls, _) = site(&lab, "iscsi");
+    add_client(&dls, MAC, "pc-01", "persistent");
+    let mut machine = board(Firmware::Bios, MAC).power_on(&lab);
+    expect_boot(&mut machine, "fresh");
+    dls.expect_status("running", secs(60));
+    start_io(&mut machine);
+    withstands(&lab, &mut dls, &mut machine);
+
+    // Without the database: I/O goes on, and a machine logs in again.
+    dls.freeze_database();
+    expect_io(&machine, "I/O goes on without the database");
+    dls.break_connections(&lab, 3260);
+    expect_io(&machine, "a new login without the database");
+    dls.thaw_database();
+    expect_io(&machine, "I/O goes on when the database is back");
+    machine.enter("kill %1; sleep 3; poweroff");
+    dls.expect_status("shutdown", secs(90));
+}
+
+#[test]
+fn root_on_nbd_outlives_restarts_of_the_server() {
+    let lab = Lab::new("disk_nbd");
+    let (mut dls, _) = site(&lab, "nbd");
+    add_client(&dls, MAC, "pc-01", "ephemeral");
+    let mut machine = board(Firmware::Bios, MAC).power_on(&lab);
+    expect_boot(&mut machine, "fresh");
+    let timeline = dls.expect_stage(MAC, "up", secs(60));
+    timeline.assert_order(&["script", "kernel_sent", "disk_attached", "disk_read", "up"]);
+    start_io(&mut machine);
+    withstands(&lab, &mut dls, &mut machine);
+    machine.reset();
+    expect_boot(&mut machine, "fresh");
+}
