@@ -24,13 +24,16 @@ struct Server {
 }
 
 fn start(config: &Path) -> Child {
+    let mut log = std::fs::File::options();
+    let log = log.create(true).append(true);
+    let log = log.open(config.with_file_name("log")).unwrap();
     Command::new(env!("CARGO_BIN_EXE_dls"))
         .env_clear()
         .args(["serve", "--config"])
         .arg(config)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(log)
         .kill_on_drop(true)
         .spawn()
         .unwrap()
@@ -72,14 +75,15 @@ impl Server {
     }
 
     async fn ready(&self) {
-        for _ in 0..600 {
+        for _ in 0..300 {
             let asked = self.http.get(format!("{}/readyz", self.base)).send().await;
             if asked.is_ok_and(|a| a.status().is_success()) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        panic!("the server does not come up");
+        let log = std::fs::read_to_string(self.config.with_file_name("log"));
+        panic!("the server does not come up: {}", log.unwrap_or_default());
     }
 
     async fn killed_and_started(&mut self) {
