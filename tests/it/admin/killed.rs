@@ -1,6 +1,7 @@
 //! `dls serve` itself, killed in the middle of an upload and of a conversion.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -49,8 +50,11 @@ impl Server {
         let user = nix::unistd::User::from_uid(nix::unistd::getuid())
             .unwrap()
             .unwrap();
+        // A server that is started by root makes it for the user that it runs as.
+        let state = dir.join("state");
+        std::fs::set_permissions(dir, PermissionsExt::from_mode(0o755)).unwrap();
         let text = format!(
-            "state_dir = {dir:?}\nuser = {:?}\n[database]\nurl = {:?}\n[tftp]\nlisten = \"{}\"\n[http]\nlisten = \"{}\"\n[admin]\nlisten = \"{}\"\n[iscsi]\nlisten = \"{}\"\n[nbd]\nlisten = \"{}\"\n",
+            "state_dir = {state:?}\nuser = {:?}\n[database]\nurl = {:?}\n[tftp]\nlisten = \"{}\"\n[http]\nlisten = \"{}\"\n[admin]\nlisten = \"{}\"\n[iscsi]\nlisten = \"{}\"\n[nbd]\nlisten = \"{}\"\n",
             user.name,
             db.url,
             at(0),
@@ -66,7 +70,7 @@ impl Server {
         let server = Self {
             child: start(&config),
             config,
-            state: dir.to_owned(),
+            state,
             base,
             http: reqwest::Client::builder().no_proxy().build().unwrap(),
         };
@@ -176,7 +180,7 @@ async fn a_killed_server_goes_on_with_uploads_and_conversions() {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let storage = dir.path().join("storage");
+    let storage = dir.path().join("state/storage");
     for folder in ["uploads", "pending", "staging"] {
         let left: Vec<_> = std::fs::read_dir(storage.join(folder)).unwrap().collect();
         assert!(left.is_empty(), "{folder}: {left:?}");

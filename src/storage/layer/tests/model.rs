@@ -41,7 +41,11 @@ fn make(folder: &Path, name: &str, below: &str, format: &'static str) {
 
 fn qemu_img(folder: &Path, arguments: &[&str]) {
     let mut command = Command::new("qemu-img");
-    let out = command.args(arguments).current_dir(folder).output().unwrap();
+    let out = command
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap();
     assert!(out.status.success(), "{arguments:?}: {out:?}");
 }
 
@@ -61,7 +65,11 @@ fn work(layer: &Layer<Stored>, model: &mut [u8], dice: &mut Dice, rounds: u64) {
             _ => dice.below(20_000) + 1,
         };
         let at = dice.below(SIZE - length + 1);
-        let at = if dice.below(3) == 0 { at - at % 4096 } else { at };
+        let at = if dice.below(3) == 0 {
+            at - at % 4096
+        } else {
+            at
+        };
         let range = usize::try_from(at).unwrap()..usize::try_from(at + length).unwrap();
         match dice.below(10) {
             0..4 => {
@@ -107,7 +115,8 @@ fn a_chain_is_equal_to_a_model_and_qemu_agrees() {
         let start = usize::try_from(dice.below(SIZE - 70_000)).unwrap();
         let length = usize::try_from(dice.below(70_000)).unwrap();
         model[start..start + length].fill_with(|| dice.below(256) as u8);
-        base.write(start as u64, &model[start..start + length]).unwrap();
+        base.write(start as u64, &model[start..start + length])
+            .unwrap();
     }
     let base: Arc<dyn Content> = Arc::new(Raw::new(base, true).unwrap());
     make(at, "one.qcow2", "base.raw", "raw");
@@ -147,7 +156,15 @@ fn a_chain_is_equal_to_a_model_and_qemu_agrees() {
     drop(two);
     std::fs::remove_file(at.join("one.qcow2")).unwrap();
     qemu_img(at, &["check", "-f", "qcow2", "two.qcow2"]);
-    let compare = ["compare", "-f", "qcow2", "-F", "raw", "two.qcow2", "model.raw"];
+    let compare = [
+        "compare",
+        "-f",
+        "qcow2",
+        "-F",
+        "raw",
+        "two.qcow2",
+        "model.raw",
+    ];
     qemu_img(at, &compare);
     // QEMU writes it, and we read what it wrote.
     let out = Command::new("qemu-io")
