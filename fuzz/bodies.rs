@@ -18,7 +18,7 @@ use dls::dhcp::pool::{Asker, Book};
 use dls::dhcp::wire::{Frame, Packet, Request, RequestKind, encode, parse};
 use dls::export::nbd::machine::negotiation::LONGEST_OPTION;
 use dls::export::nbd::machine::{Act, Disk, Export, Negotiation, Offer, Turn, Way, judge};
-use dls::export::nbd::wire::transmission::Request;
+use dls::export::nbd::wire::transmission::Request as NbdRequest;
 use dls::model::{
     BootMode, Client, DiskMode, Lease, LeaseState, MacAddr, NetworkRange, RangeMode, Serve,
     Timestamp, UnreadyAction,
@@ -306,7 +306,7 @@ fn nbd_requests(bytes: &[u8], machine: &Negotiation, name: &str) {
         contexts: machine.contexts(name),
     };
     for head in bytes.chunks_exact(28) {
-        let Some(request) = head.first_chunk().and_then(Request::parse) else {
+        let Some(request) = head.first_chunk().and_then(NbdRequest::parse) else {
             return;
         };
         match judge(&request, &disk) {

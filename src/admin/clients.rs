@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::Shared;
 use super::error::ApiError;
 use super::extract::{Asked, Called, JsonObject, shown};
+use crate::boot::disks::NotReset;
 use crate::cache::Snapshot;
 use crate::catalog::CatalogError;
 use crate::model::{BootMode, Client, DiskMode, MacAddr};
@@ -146,6 +147,28 @@ pub(super) async fn delete(
         "client deleted"
     );
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// `DELETE /api/v1/clients/{client}/disk`: its persistent disks; those of its boots go by
+/// themselves. 409 while the machine has it open.
+pub(super) async fn reset_disk(
+    State(api): State<Shared>,
+    Called(name): Called,
+) -> Result<Json<Value>, ApiError> {
+    let client = find(&api, &name).await?;
+    let (disks, id) = (api.boot_disks.clone(), client.id);
+    let done = tokio::task::spawn_blocking(move || disks.reset(id)).await;
+    let removed = done
+        .map_err(|error| ApiError::Internal(error.to_string()))?
+        .map_err(|why| match why {
+            NotReset::InUse => ApiError::Conflict {
+                field: "",
+                message: format!("{}: {why}", client.hostname),
+            },
+            NotReset::Store(error) => ApiError::Internal(error.to_string()),
+        })?;
+    tracing::info!(client.mac = %client.mac_address, client.hostname, removed, "persistent disk reset");
+    Ok(Json(serde_json::json!({"removed": removed})))
 }
 
 async fn write(

@@ -36,6 +36,7 @@ pub use health::{Part, Readiness};
 pub use server::AdminServer;
 pub use stock::tell;
 
+use crate::boot::disks::Disks;
 use crate::boot::tracker::Tracker;
 use crate::cache::Cache;
 use crate::catalog::Catalog;
@@ -52,6 +53,8 @@ pub struct Handles {
     pub cache: Cache,
     /// For the live stream of boots.
     pub tracker: Tracker,
+    /// Who has which disk.
+    pub boot_disks: Disks,
     /// Kernels and initrds.
     pub storage: Directory,
     /// Disks.
@@ -220,6 +223,12 @@ pub fn routes() -> Vec<Route> {
         route("PUT", "/api/v1/clients/{client}", Admin, clients::replace),
         route("PATCH", "/api/v1/clients/{client}", Admin, clients::change),
         route("DELETE", "/api/v1/clients/{client}", Admin, clients::delete),
+        route(
+            "DELETE",
+            "/api/v1/clients/{client}/disk",
+            Admin,
+            clients::reset_disk,
+        ),
         route("GET", "/api/v1/network-ranges", Admin, ranges::list),
         route("POST", "/api/v1/network-ranges", Admin, ranges::create),
         route("GET", "/api/v1/network-ranges/{range}", Admin, ranges::get),

@@ -6,6 +6,7 @@
 //! (so that the last events are written), then the database.
 
 mod cluster;
+mod exports;
 mod heartbeat;
 mod parts;
 mod psql;
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::admin::{self, AdminMetrics, AdminServer, ImageLimits};
-use crate::boot::disks::Disks;
+use crate::boot::disks::{DiskDoor, Disks};
 use crate::boot::files::{Files, FilesOptions};
 use crate::boot::session::{Rules, Timings};
 use crate::boot::tracker::{Caps, Tracker};
@@ -30,6 +31,8 @@ use crate::catalog::{Catalog, CatalogOptions};
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseUrl, UnknownClients};
 use crate::dhcp::server::{self as dhcp, DhcpMetrics, DhcpOptions, DhcpServer, Selection};
+use crate::export::iscsi::{IscsiMetrics, IscsiServer};
+use crate::export::nbd::{NbdMetrics, NbdServer};
 use crate::http::{HttpLimits, HttpMetrics, HttpServer};
 use crate::privileges::{self, Became};
 use crate::storage::disks::TABLE_CACHE;
@@ -79,6 +82,8 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
 struct Doors {
     tftp: TftpServer,
     http: HttpServer,
+    iscsi: IscsiServer,
+    nbd: NbdServer,
     admin: AdminServer,
 }
 
@@ -99,6 +104,12 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     let doors = Doors {
         tftp: TftpServer::bind(config.tftp.listen)?,
         http: HttpServer::bind(config.http.listen).await?,
+        iscsi: IscsiServer::bind(config.iscsi.listen)
+            .await
+            .with_context(|| format!("iSCSI can't listen on {}", config.iscsi.listen))?,
+        nbd: NbdServer::bind(config.nbd.listen)
+            .await
+            .with_context(|| format!("NBD can't listen on {}", config.nbd.listen))?,
         admin: AdminServer::bind(config.admin.listen)
             .await
             .with_context(|| format!("admin API can't listen on {}", config.admin.listen))?,
@@ -127,6 +138,7 @@ async fn operate(
     doors: Doors,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
+    let nbd_limits = exports::nbd_limits(config)?;
     let clock = Clock::system();
     let Some(opened) = stop
         .run_until_cancelled(open_catalog(config, server_id, url, &clock))
@@ -169,7 +181,10 @@ async fn operate(
             default_image: config.boot.default_image.clone(),
             http_port: doors.http.local_addr().port(),
             wait_seconds: config.boot.wait_seconds,
-            disk_ports: (config.iscsi.listen.port(), config.nbd.listen.port()),
+            disk_ports: (
+                doors.iscsi.local_addr().port(),
+                doors.nbd.local_addr().port(),
+            ),
         },
     );
 
@@ -184,6 +199,9 @@ async fn operate(
     http_metrics.register(&mut registry);
     tracker.metrics().register(&mut registry);
     disks.metrics().register(&mut registry);
+    let (iscsi_metrics, nbd_metrics) = (IscsiMetrics::default(), NbdMetrics::default());
+    iscsi_metrics.register(&mut registry);
+    nbd_metrics.register(&mut registry);
     let admin_metrics = AdminMetrics::register(&mut registry);
 
     let mut dhcp = DhcpServer::new(
@@ -209,6 +227,7 @@ async fn operate(
         catalog: catalog.clone(),
         cache: cache.clone(),
         tracker: tracker.clone(),
+        boot_disks: disks.clone(),
         storage,
         disks: store,
         uploads,
@@ -269,6 +288,22 @@ async fn operate(
             .http
             .run(files, http_metrics, HttpLimits::default(), edges.clone()),
     );
+    let door: Arc<dyn DiskDoor> = Arc::new(disks.clone());
+    running.add(
+        "iscsi",
+        &doors.iscsi.local_addr().to_string(),
+        doors.iscsi.run(
+            door.clone(),
+            iscsi_metrics,
+            exports::iscsi_limits(config),
+            edges.clone(),
+        ),
+    );
+    running.add(
+        "nbd",
+        &doors.nbd.local_addr().to_string(),
+        doors.nbd.run(door, nbd_metrics, nbd_limits, edges.clone()),
+    );
     let admin_at = doors
         .admin
         .local_addr()
@@ -281,7 +316,17 @@ async fn operate(
 
     tracing::info!(server.id = %server_id, admin = %admin_at, "dls serves");
     notify(sd_notify::NotifyState::Ready);
+    // Connections that end from here on ended because the server did.
+    let closing = {
+        let (disks, stop) = (disks.clone(), stop.clone());
+        async move {
+            stop.cancelled().await;
+            disks.close();
+        }
+    };
+    let closing = tokio::spawn(closing);
     let ended = running.wait().await;
+    closing.abort();
     notify(sd_notify::NotifyState::Stopping);
 
     tracker.drain(LAST_ROWS).await;

@@ -64,6 +64,11 @@ pub(super) enum Command {
         #[arg(required = true)]
         clients: Vec<String>,
     },
+    /// Throw away what a machine has written to its persistent disk
+    ResetDisk {
+        /// Host name, MAC or id
+        client: String,
+    },
     /// Forget machines
     Rm {
         /// Host name, MAC or id
@@ -84,6 +89,10 @@ pub(super) struct Settings {
     /// Boot mode
     #[arg(long, value_parser = ["pxe", "uefi", "legacy"])]
     boot_mode: Option<String>,
+    /// What becomes of what it writes to its disk: ephemeral (clean at each boot) or
+    /// persistent (kept)
+    #[arg(long, value_parser = ["ephemeral", "persistent"])]
+    disk_mode: Option<String>,
     /// Added to the kernel's command line
     #[arg(long, value_name = "PARAMETERS", allow_hyphen_values = true)]
     boot_params: Option<String>,
@@ -161,6 +170,19 @@ pub(super) async fn run(remote: Remote, command: Command) -> Result<(), Failure>
         }
         Command::Enable { clients } => set_enabled(&remote, &clients, true).await,
         Command::Disable { clients } => set_enabled(&remote, &clients, false).await,
+        Command::ResetDisk { client } => {
+            let path = format!("/api/v1/clients/{}/disk", segment(&client));
+            let done = remote.fetch(Method::DELETE, &path, None).await?;
+            if remote.wants_json() {
+                return output::json(&done);
+            }
+            let removed = done.get("removed").and_then(Value::as_u64).unwrap_or(0);
+            let client = output::printable(&client);
+            output::line(&match removed {
+                0 => format!("{client} has no persistent disk"),
+                _ => format!("{client} begins with a clean disk at its next boot"),
+            })
+        }
         Command::Rm { clients } => {
             for client in clients {
                 let path = format!("/api/v1/clients/{}", segment(&client));
@@ -182,6 +204,7 @@ impl Settings {
             ("assigned_image", &self.image),
             ("ip_address", &self.ip),
             ("boot_mode", &self.boot_mode),
+            ("disk_mode", &self.disk_mode),
             ("custom_boot_params", &self.boot_params),
         ];
         for (field, given) in texts {
@@ -326,6 +349,7 @@ fn list(remote: &Remote, clients: Value) -> Result<(), Failure> {
             client.mac_address.to_string(),
             output::maybe(client.ip_address),
             image,
+            client.disk_mode.to_string(),
             standing(&client).to_owned(),
             client.boot_count.to_string(),
             client.last_boot_at.map_or_else(String::new, output::time),
@@ -336,6 +360,7 @@ fn list(remote: &Remote, clients: Value) -> Result<(), Failure> {
         "MAC",
         "ADDRESS",
         "IMAGE",
+        "DISK",
         "ENABLED",
         "BOOTS",
         "LAST BOOT",
@@ -359,6 +384,7 @@ fn show(remote: &Remote, value: Value) -> Result<(), Failure> {
         ("image", image),
         ("enabled", standing(&client).to_owned()),
         ("boot mode", client.boot_mode.to_string()),
+        ("disk", client.disk_mode.to_string()),
         (
             "boot params",
             client.custom_boot_params.clone().unwrap_or_default(),

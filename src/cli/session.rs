@@ -157,6 +157,7 @@ fn show(remote: &Remote, value: Value) -> Result<(), Failure> {
             "ended",
             attempt.ended_at.map_or_else(String::new, output::time),
         ),
+        ("disk", moved(&attempt)),
         (
             "boot time",
             seconds.map_or_else(String::new, |s| format!("{s} s")),
@@ -173,6 +174,14 @@ fn show(remote: &Remote, value: Value) -> Result<(), Failure> {
         ]
     });
     output::table(&["AT", "SECONDS", "STAGE", "DETAIL"], rows.collect())
+}
+
+/// What went over the connections to its disk; empty if nothing did.
+fn moved(attempt: &Attempt) -> String {
+    match (attempt.disk_bytes_read, attempt.disk_bytes_written) {
+        (0, 0) => String::new(),
+        (read, written) => format!("{read} bytes read, {written} bytes written"),
+    }
 }
 
 /// A detail as `key=value` words.

@@ -47,6 +47,7 @@ pub fn client(
         &mut client.custom_boot_params,
         rules::boot_text,
     );
+    reader.value("disk_mode", &mut client.disk_mode, rules::word);
     reader.value("enabled", &mut client.enabled, rules::flag);
     reader.read_only(&[
         "id",

@@ -14,6 +14,7 @@ mod catalog_schema;
 mod config;
 mod dhcp;
 mod dhcp_wire;
+mod disks;
 mod fuzz_corpus;
 mod http;
 mod nbd;

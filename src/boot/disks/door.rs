@@ -57,7 +57,8 @@ pub struct Login {
     pub line: Arc<dyn Line>,
 }
 
-/// A connection, as the disks see it. Neither call blocks for long.
+/// A connection, as the disks see it. Neither call blocks for long. It must not keep the
+/// [`Attachment`] that it gets: the disks keep the line as long as the attachment lives.
 pub trait Line: Send + Sync + fmt::Debug {
     /// Asks the other end for a sign of life (iSCSI: NOP-In; NBD: TCP keep-alive) and waits
     /// for it on the calling thread, at most that long.

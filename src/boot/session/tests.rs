@@ -1,6 +1,7 @@
-//! The machine as a whole: a healthy boot, every silence, ends, restarts. [`table`]: every
+//! The machine as a whole: a healthy boot, every silence, ends, restarts. [`disk`]: boots from disks. [`table`]: every
 //! stage with every evidence, and properties over random lives.
 
+mod disk;
 mod table;
 
 use std::collections::HashMap;

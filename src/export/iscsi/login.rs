@@ -102,7 +102,7 @@ pub async fn negotiate(stream: &mut TcpStream, door: Arc<dyn DiskDoor>) -> io::R
         }
         let mut random = [0; 33];
         // Without randomness there is no proof: better no login than a guessable challenge.
-        getrandom::fill(&mut random).map_err(io::Error::other)?;
+        getrandom::fill(&mut random).map_err(|e| io::Error::other(e.to_string()))?;
         let mut fresh = Fresh {
             id: random[32],
             challenge: [0; 32],

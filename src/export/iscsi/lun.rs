@@ -117,7 +117,7 @@ impl Lun {
 
     /// RELEASE of SPC-2.
     pub fn release(&self, seat: &Seat) {
-        self.change(|r| r.release(&seat.nexus));
+        drop(self.change(|r| r.release(&seat.nexus)));
     }
 
     /// PERSISTENT RESERVE OUT.

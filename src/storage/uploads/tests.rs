@@ -136,5 +136,5 @@ fn zeroes_take_no_room() {
     let stored = std::fs::metadata(held.source()).unwrap().blocks() * 512;
     assert!(stored < 1024 * 1024, "{stored}");
     held.rewind().unwrap();
-    assert_eq!(std::fs::read(held.source()).unwrap(), []);
+    assert!(std::fs::read(held.source()).unwrap().is_empty());
 }

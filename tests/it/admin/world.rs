@@ -75,6 +75,12 @@ impl World {
             catalog: catalog.clone(),
             cache: cache.clone(),
             tracker: tracker.clone(),
+            boot_disks: dls::boot::disks::Disks::new(
+                cache.view(),
+                tracker.clone(),
+                Arc::new(dls::storage::memory::Memory::new()),
+                clock.clone(),
+            ),
             storage,
             disks,
             uploads,

@@ -2,8 +2,10 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use dls::boot::disks::Disks;
 use dls::boot::files::{Files, FilesOptions};
 use dls::boot::session::{Context, Evidence, Observation, Rules, Speaker};
 use dls::boot::token::BootToken;
@@ -16,7 +18,7 @@ use dls::model::{
     BootMethod, BootMode, Client, DiskMode, FileRole, Image, ImageFile, ImageFormat, ImageKind,
     MacAddr, PhoneHome,
 };
-use dls::storage::Directory;
+use dls::storage::{Directory, memory::Memory};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -135,6 +137,12 @@ impl Site {
             tracker.clone(),
             clock.clone(),
             storage,
+            Disks::new(
+                cache.view(),
+                tracker.clone(),
+                Arc::new(Memory::new()),
+                clock.clone(),
+            ),
             FilesOptions {
                 loader_dirs: vec![loaders],
                 http_port: address.port(),

@@ -69,8 +69,11 @@ fn the_whole_transition_table() {
                 "loader sent" => (Some(Stage::LoaderSent), Open),
                 "up" | "beat" => (Some(Stage::Up), Open),
                 "bye" => (Some(Stage::Bye), Completed),
+                "disk attached" => (Some(Stage::DiskAttached), Open),
+                "disk read" => (Some(Stage::DiskRead), Open),
+                "disk written" => (Some(Stage::DiskWritten), Open),
                 "discover rom" | "broken" | "refused" | "fatal" | "foreign" | "released"
-                | "located" => (None, Open),
+                | "located" | "disk used" | "disk detached" | "disk refused" => (None, Open),
                 other => panic!("{other} is not in the table"),
             };
             let want = to.map_or(stage, |to| to.max(stage));
@@ -131,6 +134,25 @@ fn evidence_kinds() -> Vec<(&'static str, Evidence)> {
         ("up", E::Up),
         ("beat", E::Beat),
         ("bye", E::Bye(None)),
+        ("disk attached", disk::login(1)),
+        ("disk read", E::DiskRead { connection: 1 }),
+        ("disk written", E::DiskWritten { connection: 1 }),
+        (
+            "disk used",
+            E::DiskUsed(DiskUse {
+                connection: 1,
+                read: 3,
+                written: 4,
+            }),
+        ),
+        ("disk detached", disk::detached(1, 9, 9)),
+        (
+            "disk refused",
+            E::DiskRefused {
+                reason: "store",
+                sentence: String::new(),
+            },
+        ),
         ("released", E::Released),
         ("located", E::Located),
     ]
@@ -143,7 +165,7 @@ proptest! {
     /// bounded, an end is an end, and silence ends everything but what may last for ever.
     #[test]
     fn random_lives(
-        steps in prop::collection::vec((0_usize..25, -5_i64..90, any::<bool>()), 1..900),
+        steps in prop::collection::vec((0_usize..31, -5_i64..90, any::<bool>()), 1..900),
         image in 0_usize..3,
         known in any::<bool>(),
     ) {
@@ -165,7 +187,12 @@ proptest! {
                 rows.write(boot.tick(at(second)));
             }
             if over {
-                prop_assert_eq!(&ended, boot.attempt());
+                // Only the bytes of its disk may still grow.
+                let mut now = boot.attempt().clone();
+                prop_assert!(now.disk_bytes_read >= ended.disk_bytes_read);
+                now.disk_bytes_read = ended.disk_bytes_read;
+                now.disk_bytes_written = ended.disk_bytes_written;
+                prop_assert_eq!(&ended, &now);
             }
             prop_assert_eq!(boot.attempt().ended_at.is_none(), boot.is_open());
             prop_assert_eq!(boot.attempt().outcome == AttemptOutcome::Open, boot.is_open());
@@ -174,6 +201,12 @@ proptest! {
         prop_assert!(rows.booted <= 1);
         prop_assert!(rows.image_reports <= 1);
         prop_assert_eq!(known || rows.sessions.is_empty(), true);
+        for _ in 0..1_000 {
+            if boot.holds_disk() {
+                rows.write(boot.step(&seen(second, every[27].1.clone())));
+            }
+        }
+        prop_assert!(!boot.holds_disk());
         rows.write(boot.tick(at(second + 1_000_000)));
         rows.write(boot.tick(at(second + 2_000_000)));
         let lasting = boot.session().is_some_and(|s| s.status == SessionStatus::Running) || phone_home != PhoneHome::Expected;

@@ -3,6 +3,11 @@
 //! Unknown keys are refused with key and line; every `DLS_SECTION_KEY` variable overrides its
 //! key; [`Config::check`] then tells every contradiction at once. This file and the command
 //! line are the only readers of the environment.
+//!
+//! `environment`: which variable is which key. `check`: what can't work together.
+
+mod check;
+mod environment;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -428,204 +433,6 @@ impl Config {
         })
     }
 
-    /// Applies `DLS_*` variables; `lookup` answers a name with its value.
-    ///
-    /// # Errors
-    /// [`ConfigError::Variable`].
-    pub fn override_with(
-        &mut self,
-        lookup: impl Fn(&str) -> Option<String>,
-    ) -> Result<(), ConfigError> {
-        let set = Overrides { lookup: &lookup };
-        set.parsed("DLS_STATE_DIR", &mut self.state_dir)?;
-        set.parsed("DLS_USER", &mut self.user)?;
-        if let Some(url) = lookup("DLS_DATABASE_URL") {
-            self.database.url = DatabaseUrl::from(url);
-        }
-        set.parsed(
-            "DLS_DATABASE_MIN_CONNECTIONS",
-            &mut self.database.min_connections,
-        )?;
-        set.parsed(
-            "DLS_DATABASE_MAX_CONNECTIONS",
-            &mut self.database.max_connections,
-        )?;
-        set.parsed(
-            "DLS_DATABASE_POOL_TIMEOUT_SECONDS",
-            &mut self.database.pool_timeout_seconds,
-        )?;
-        if let Some(names) = lookup("DLS_DHCP_INTERFACES") {
-            let names = names.split(',').map(str::trim).filter(|n| !n.is_empty());
-            self.dhcp.interfaces = names.map(str::to_owned).collect();
-        }
-        set.parsed("DLS_TFTP_LISTEN", &mut self.tftp.listen)?;
-        set.parsed("DLS_HTTP_LISTEN", &mut self.http.listen)?;
-        set.parsed("DLS_ADMIN_LISTEN", &mut self.admin.listen)?;
-        set.parsed("DLS_ISCSI_LISTEN", &mut self.iscsi.listen)?;
-        set.parsed("DLS_ISCSI_MAX_CONNECTIONS", &mut self.iscsi.max_connections)?;
-        set.parsed("DLS_NBD_LISTEN", &mut self.nbd.listen)?;
-        set.parsed("DLS_NBD_MAX_CONNECTIONS", &mut self.nbd.max_connections)?;
-        set.word("DLS_NBD_TLS", &mut self.nbd.tls)?;
-        if let Some(path) = lookup("DLS_NBD_CERTIFICATE") {
-            self.nbd.certificate = (!path.is_empty()).then(|| PathBuf::from(path));
-        }
-        if let Some(path) = lookup("DLS_NBD_KEY") {
-            self.nbd.key = (!path.is_empty()).then(|| PathBuf::from(path));
-        }
-        set.word("DLS_STORAGE_BACKEND", &mut self.storage.backend)?;
-        if let Some(path) = lookup("DLS_STORAGE_PATH") {
-            self.storage.path = Some(PathBuf::from(path));
-        }
-        set.parsed(
-            "DLS_STORAGE_UPLOAD_LIMIT_GIB",
-            &mut self.storage.upload_limit_gib,
-        )?;
-        set.parsed("DLS_BOOT_LOADER_DIR", &mut self.boot.loader_dir)?;
-        set.word("DLS_BOOT_UNKNOWN_CLIENTS", &mut self.boot.unknown_clients)?;
-        set.parsed("DLS_BOOT_UNKNOWN_LIMIT", &mut self.boot.unknown_limit)?;
-        if let Some(image) = lookup("DLS_BOOT_DEFAULT_IMAGE") {
-            self.boot.default_image = (!image.is_empty()).then_some(image);
-        }
-        set.parsed("DLS_BOOT_WAIT_SECONDS", &mut self.boot.wait_seconds)?;
-        set.parsed("DLS_BOOT_STALL_SECONDS", &mut self.boot.stall_seconds)?;
-        set.parsed("DLS_BOOT_OS_SECONDS", &mut self.boot.os_seconds)?;
-        set.parsed(
-            "DLS_VALIDATION_ENABLE_STRICT_MODE",
-            &mut self.validation.enable_strict_mode,
-        )?;
-        set.parsed("DLS_LOG_FILTER", &mut self.log.filter)?;
-        set.word("DLS_LOG_FORMAT", &mut self.log.format)?;
-        Ok(())
-    }
-
-    /// Finds values that can't work together, all at once.
-    ///
-    /// # Errors
-    /// [`ConfigError::Contradictions`].
-    pub fn check(&self) -> Result<(), ConfigError> {
-        let mut wrong = Vec::new();
-        let mut require = |ok: bool, message: String| {
-            if !ok {
-                wrong.push(message);
-            }
-        };
-        let database = &self.database;
-        require(
-            database.max_connections >= 2,
-            "database.max_connections: at least 2, one listens for changes while the other works"
-                .into(),
-        );
-        require(
-            database.min_connections <= database.max_connections,
-            format!(
-                "database.min_connections: {} is more than database.max_connections ({})",
-                database.min_connections, database.max_connections
-            ),
-        );
-        require(
-            database.pool_timeout_seconds > 0,
-            "database.pool_timeout_seconds: must be at least 1".into(),
-        );
-        if let DatabaseUrl::Server(url) = &database.url {
-            require(
-                url.starts_with("postgres://") || url.starts_with("postgresql://"),
-                "database.url: expected \"embedded\" or postgres://USER@HOST/NAME".into(),
-            );
-        }
-        require(
-            self.state_dir.is_absolute(),
-            "state_dir: must be an absolute path".into(),
-        );
-        require(
-            self.boot.loader_dir.is_absolute(),
-            "boot.loader_dir: must be an absolute path".into(),
-        );
-        if let Some(path) = &self.storage.path {
-            require(
-                path.is_absolute(),
-                "storage.path: must be an absolute path".into(),
-            );
-        }
-        require(
-            (1..=65_536).contains(&self.storage.upload_limit_gib),
-            "storage.upload_limit_gib: must be between 1 and 65536".into(),
-        );
-        for (a, b) in self.clashes() {
-            require(false, format!("{a} and {b}: both take the same port"));
-        }
-        let connections = [
-            ("iscsi.max_connections", self.iscsi.max_connections),
-            ("nbd.max_connections", self.nbd.max_connections),
-        ];
-        for (key, value) in connections {
-            require(
-                (1..=65_536).contains(&value),
-                format!("{key}: must be between 1 and 65536"),
-            );
-        }
-        let pem = [
-            ("nbd.certificate", &self.nbd.certificate),
-            ("nbd.key", &self.nbd.key),
-        ];
-        for (key, path) in pem {
-            require(
-                path.is_some() || self.nbd.tls == NbdTls::Off,
-                format!("{key}: is needed for nbd.tls = \"allow\" and \"require\""),
-            );
-            require(
-                path.as_ref().is_none_or(|path| path.is_absolute()),
-                format!("{key}: must be an absolute path"),
-            );
-        }
-        let seconds = [
-            ("boot.wait_seconds", self.boot.wait_seconds),
-            ("boot.stall_seconds", self.boot.stall_seconds),
-            ("boot.os_seconds", self.boot.os_seconds),
-        ];
-        for (key, value) in seconds {
-            require(
-                (1..=86_400).contains(&value),
-                format!("{key}: must be between 1 and 86400"),
-            );
-        }
-        for name in &self.dhcp.interfaces {
-            require(
-                !name.is_empty() && name.len() <= 15 && !name.contains(['/', ' ']),
-                format!("dhcp.interfaces: `{name}` is not an interface name (at most 15 bytes)"),
-            );
-        }
-        if wrong.is_empty() {
-            Ok(())
-        } else {
-            Err(ConfigError::Contradictions(wrong))
-        }
-    }
-
-    /// TCP listeners that want one port at one address.
-    fn clashes(&self) -> Vec<(&'static str, &'static str)> {
-        let listeners = [
-            ("http.listen", self.http.listen),
-            ("admin.listen", self.admin.listen),
-            ("iscsi.listen", self.iscsi.listen),
-            ("nbd.listen", self.nbd.listen),
-        ];
-        let clash = |a: SocketAddr, b: SocketAddr| {
-            a.port() != 0
-                && a.port() == b.port()
-                && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
-        };
-        let mut found = Vec::new();
-        for (i, (a, at)) in listeners.iter().enumerate() {
-            let later = listeners.iter().skip(i + 1);
-            found.extend(
-                later
-                    .filter(|(_, other)| clash(*at, *other))
-                    .map(|(b, _)| (*a, *b)),
-            );
-        }
-        found
-    }
-
     /// The storage root.
     #[must_use]
     pub fn storage_path(&self) -> PathBuf {
@@ -639,41 +446,6 @@ impl Config {
     #[must_use]
     pub const fn pool_timeout(&self) -> Duration {
         Duration::from_secs(self.database.pool_timeout_seconds)
-    }
-}
-
-struct Overrides<'a> {
-    lookup: &'a dyn Fn(&str) -> Option<String>,
-}
-
-impl Overrides<'_> {
-    fn parsed<T>(&self, name: &str, target: &mut T) -> Result<(), ConfigError>
-    where
-        T: std::str::FromStr,
-        T::Err: std::fmt::Display,
-    {
-        if let Some(text) = (self.lookup)(name) {
-            *target = text.parse().map_err(|e: T::Err| ConfigError::Variable {
-                name: name.to_owned(),
-                message: format!("`{text}`: {e}"),
-            })?;
-        }
-        Ok(())
-    }
-
-    fn word<T: serde::de::DeserializeOwned>(
-        &self,
-        name: &str,
-        target: &mut T,
-    ) -> Result<(), ConfigError> {
-        if let Some(text) = (self.lookup)(name) {
-            *target =
-                T::deserialize(toml::Value::String(text)).map_err(|e| ConfigError::Variable {
-                    name: name.to_owned(),
-                    message: e.message().to_owned(),
-                })?;
-        }
-        Ok(())
     }
 }
 
