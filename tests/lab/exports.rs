@@ -175,6 +175,11 @@ impl Writer {
         text.lines().filter(|line| line.starts_with('A')).count()
     }
 
+    /// Where it keeps its book.
+    pub(crate) fn ledger(&self) -> &str {
+        &self.ledger
+    }
+
     /// Waits for its end; what it said.
     fn finish(mut self) -> String {
         let status = self.process.wait().expect("disk.py");
@@ -237,7 +242,7 @@ fn what_was_flushed_outlives_kill_9_of_the_server() {
         dls.start_again();
         for ((stand, by), writer) in stands.iter().zip(BOTH).zip(&writers) {
             let uri = stand.uri(by);
-            let said = finish(&mut stand.disk(&["verify", &uri, &writer.ledger]));
+            let said = finish(&mut stand.disk(&["verify", &uri, writer.ledger()]));
             blocks += writer.acknowledged();
             if round == count {
                 eprintln!("round {round}, {by:?}: {}", said.trim());
@@ -249,7 +254,7 @@ fn what_was_flushed_outlives_kill_9_of_the_server() {
 }
 
 #[test]
-fn writes_go_on_after_a_restart_as_any_moment_may_bring_one() {
+fn writes_outlive_restarts_of_the_server() {
     let mut dice = Dice::new();
     let lab = Lab::new("restart_disks");
     let mut dls = site(&lab, "");
@@ -291,7 +296,7 @@ fn writes_go_on_after_a_restart_as_any_moment_may_bring_one() {
 }
 
 #[test]
-fn clones_of_one_image_stay_apart_torture() {
+fn clones_of_one_image_stay_apart() {
     let lab = Lab::new("clones");
     let dls = site(&lab, "");
     let count = rounds(6, 50);
@@ -312,7 +317,7 @@ fn clones_of_one_image_stay_apart_torture() {
 }
 
 #[test]
-fn a_newer_login_shuts_the_older_one_out_torture() {
+fn a_newer_login_shuts_the_older_one_out() {
     let lab = Lab::new("fence");
     let dls = site(&lab, "");
     let stands = stands(&lab, &dls, 1, "ephemeral");
