@@ -38,7 +38,8 @@ unit() { # no error but that the program is not installed on this machine
 
 shells() {
     local file
-    for file in .ci/run deploy/phone-home/dls-report $(git ls-files '*.sh'); do
+    for file in .ci/run deploy/phone-home/dls-report deploy/nbd-root/initramfs-hook tests/lab/testos/build tests/lab/disk/build \
+        tests/lab/disk/rootfs/usr/local/sbin/* $(git ls-files '*.sh'); do
         case $(head -n1 "$file") in *bash) bash -n "$file" ;; *) busybox sh -n "$file" ;; esac
     done
 }
@@ -62,6 +63,7 @@ fi
 step "build" cargo build --locked --tests
 step "sample configurations" env PATH="$CARGO_TARGET_DIR/debug:$PATH" bash -c 'for f in deploy/*.toml; do dls check-config "$f"; done'
 step "the test system" tests/lab/testos/build
+step "the Debian disk" tests/lab/disk/build
 cargo test --locked --doc
 # Ring 2 in one process: its tests share one PostgreSQL cluster and have a database each.
 timeout --kill-after=10 1500 cargo test --locked --test it

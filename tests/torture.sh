@@ -4,13 +4,13 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export DLS_TORTURE=1 DLS_SEED=${SEED:-${DLS_SEED:-$((RANDOM * 32768 + RANDOM))}}
-filter='test(torture) | test(loss) | test(hostile) | test(kill) | test(outlives) | test(any_moment)'
+filter='test(torture) | test(loss) | test(hostile) | test(kill) | test(outlive) | test(stay_apart) | test(newer_login) | test(any_moment)'
 {
     echo "# make torture: $(date -u '+%Y-%m-%d %H:%M UTC'), seed $DLS_SEED, $(nproc) processors, $(git rev-parse --short HEAD 2>/dev/null)"
     if cargo nextest --version >/dev/null 2>&1; then
         cargo nextest run --locked --cargo-quiet --profile torture --color never --no-fail-fast -E "$filter"
     else
-        for name in torture loss hostile kill outlives any_moment; do
+        for name in torture loss hostile kill outlive stay_apart newer_login any_moment; do
             cargo test --locked -- --nocapture --test-threads 2 "$name"
         done
     fi

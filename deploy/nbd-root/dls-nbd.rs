@@ -221,7 +221,7 @@ impl Driver {
         loop {
             let message = self.news.message()?;
             let index = value(&message.attributes, 1).and_then(number);
-            if message.command == 5 && index == Some(self.index) {
+            if message.command == 4 && index == Some(self.index) {
                 return Ok(());
             }
         }

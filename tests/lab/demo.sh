@@ -1,7 +1,8 @@
 #!/bin/bash
-# `make demo`: a diskless machine boots from dls, and psql tells how. Everything happens in
-# network namespaces and a temporary folder of its own, and is gone at the end.
-# FIRMWARE=bios (default: uefi) takes a BIOS machine; KEEP=1 keeps the folder.
+# `make demo`: a diskless machine boots Debian from its disk over iSCSI to the login prompt,
+# and psql tells how. Everything happens in network namespaces and a temporary folder of its
+# own, and is gone at the end.
+# FIRMWARE=uefi (default: bios) takes a UEFI machine; KEEP=1 keeps the folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 start=$SECONDS
@@ -13,8 +14,8 @@ say "Building dls"
 cargo build --locked --quiet
 dls=${CARGO_TARGET_DIR:-$PWD/target}/debug/dls
 
-say "Fetching Debian's kernel and building a test system that lives in its initrd"
-system=$(tests/lab/testos/build)
+say "Making a disk with Debian 12 on it (once; it is kept under ~/.cache/dls)"
+system=$(tests/lab/disk/build)
 
 work=$(mktemp -d /tmp/dls-demo.XXXXXX)
 chmod 755 "$work"
@@ -58,14 +59,14 @@ for _ in $(seq 300); do
 done
 ip netns exec $srv curl -fs -m 1 http://127.0.0.1:8080/readyz >/dev/null || { tail -n 30 "$work/dls.log"; exit 1; }
 
-say "A range, an image and a client, by dls's command line"
+say "A range, the disk as an image, and a client, by dls's command line"
 mac=52:54:00:77:00:01
 shown() { echo "  \$ dls $*" | sed "s|$system/||g"; dls "$@" > /dev/null; }
 shown range add --network 10.77.0.0/24 --pool 10.77.0.100-10.77.0.199 --mode full
-shown image add-kernel debian --kernel "$system/kernel" --initrd "$system/initrd" --cmdline "console=ttyS0 dls.beat=1 lab.stay=3"
-shown client add --mac $mac --hostname pc-01 --image debian
+shown image import debian-12 "$system/disk.img"
+shown client add --mac $mac --hostname pc-01 --image debian-12
 
-case ${FIRMWARE:-uefi} in
+case ${FIRMWARE:-bios} in
     bios) board=() what="a BIOS machine (SeaBIOS, iPXE in its ROM)" rom= ;;
     *)
         what="a UEFI machine (OVMF)" rom=,romfile=
@@ -78,20 +79,29 @@ esac
 say "Power on: $what without a disk; its console:"
 touch "$work/console"
 ip netns exec $lan qemu-system-x86_64 -accel tcg,thread=multi -cpu max -m 512 -display none -vga none -monitor none \
-    -no-reboot -serial "file:$work/console" "${board[@]}" \
+    -serial "file:$work/console" "${board[@]}" \
     -netdev tap,id=n,ifname=machine,script=no,downscript=no \
     -device virtio-net-pci,netdev=n,mac=$mac,bootindex=1$rom < /dev/null &
 qemu=$!
 tail -f --pid=$qemu -n +1 "$work/console" | sed -u 's/\x1b\[[0-9;?=]*[A-Za-z]//g; s/\r//g' |
-    grep --line-buffered -aE 'DLS-TEST-OS|Linux version|Command line|iPXE 1|Start PXE|udhcpc: lease|Power down' | cut -c1-110 | sed -u 's/^/  | /' &
-( sleep 180; kill $qemu 2>/dev/null ) &
-timer=$!
-wait $qemu || true
-kill $timer 2>/dev/null || true
+    grep --line-buffered -aE 'LAB-GRUB|Linux version|iPXE 1|Start PXE|Logging into|operational now|DLS-|Debian GNU|login:' | cut -c1-110 | sed -u 's/^/  | /' &
+said=$!
+for _ in $(seq 600); do
+    grep -aq 'login:' "$work/console" && break
+    kill -0 $qemu 2>/dev/null || break
+    sleep 0.5
+done
 sleep 1
-grep -aq DLS-TEST-OS-UP "$work/console" || { echo "The machine did not come up. dls says:"; tail -n 30 "$work/dls.log"; exit 1; }
+grep -aq 'login:' "$work/console" || { echo "The machine did not come up. dls says:"; tail -n 30 "$work/dls.log"; exit 1; }
+say "The login prompt: this system runs from its own copy of the disk, made as it logged in"
+dls psql -c "select c.hostname, i.name as image, c.disk_mode, s.status, host(s.client_ip) as client_ip from boot_sessions s join clients c on c.id = s.client_id join images i on i.id = s.image_id"
+
+say "Power off; its disk is let go of"
+kill $qemu
+wait $qemu 2>/dev/null || true
+kill $said 2>/dev/null || true
+sleep 2
 
 say "What psql tells: select * from boot_timeline"
 dls psql -c "select stage, to_char(at, 'HH24:MI:SS.MS') as at, round(since_start_seconds::numeric, 2) as since_start, round(step_seconds::numeric, 2) as step, left(detail::text, 76) as detail from boot_timeline where mac = '$mac' order by boot_timeline.at"
-dls psql -c "select c.hostname, i.name as image, s.status, s.boot_time_seconds, host(s.client_ip) as client_ip, host(s.boot_server_ip) as server from boot_sessions s join clients c on c.id = s.client_id join images i on i.id = s.image_id"
 say "Done; the namespaces, the machine and the database are taken away."

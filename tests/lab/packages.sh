@@ -4,14 +4,19 @@
 # no terminal. Quiet and quick when nothing is missing.
 set -euo pipefail
 
-# QEMU comes from backports: Debian 12's own is slow to emulate what these tests run.
-backports=(qemu-system-x86)
+# QEMU comes from backports: Debian 12's own is slow to emulate what these tests run. Its
+# tools and its iSCSI initiator are of the same source and must be of the same version.
+backports=(qemu-system-x86 qemu-utils qemu-block-extra)
 packages=(
     # to build and to run
     gcc libc6-dev make git ca-certificates postgresql ipxe
     # the lab: firmware, test system, network
     ovmf ipxe-qemu seabios busybox-static cpio dpkg zstd e2fsprogs
     iproute2 nftables procps tcpdump python3 curl libc-bin
+    # the Debian disk
+    debootstrap debian-archive-keyring fdisk dosfstools mtools grub-common grub-pc-bin grub-efi-amd64-bin util-linux
+    # disks: initiators, servers to compare with, load
+    libiscsi-bin libnbd-bin python3-libnbd nbdkit fio tgt
     # peers
     fio libnbd-bin nbdkit python3-libnbd qemu-utils
     dnsmasq-base isc-dhcp-client isc-dhcp-relay udhcpc kea-admin tftp-hpa atftp wget python3-scapy

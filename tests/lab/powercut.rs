@@ -1,5 +1,5 @@
 //! An ACK means stored: the server is a machine of its own whose power is cut right after
-//! it has acknowledged leases. Started again it must know every one of them.
+//! it has acknowledged leases, or writes to disks. Started again it must know every one.
 //!
 //! The server is a QEMU guest: Debian's kernel, a root disk that holds `dls`, this machine's
 //! PostgreSQL and the libraries of both. kill -9 of QEMU loses all that the guest had not
@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::crashes::{Dice, crowd, rounds, told};
+use crate::exports::{BOTH, Stand, Writer, noise, small};
 use crate::machine::tail;
 use crate::net::{Lab, finish, run};
 use crate::product::{PROGRAM, TestSystem};
@@ -43,6 +44,9 @@ dls --config /dls.toml psql -c \"select 'LEASE ' || mac || ' ' || host(address) 
 echo LEASES-END
 dls --config /dls.toml range list 2>/dev/null | grep -q 10.77.0.0 ||
     dls --config /dls.toml range add --network 10.77.0.0/16 --pool 10.77.1.0-10.77.250.250 --mode full
+if [ -e /first ] && [ ! -e /first.done ]; then
+    sh -ex /first && touch /first.done && sync || echo GUEST-FIRST-FAILED
+fi
 echo GUEST-SERVES
 while :; do sleep 1000; done
 ";
@@ -69,7 +73,8 @@ fn add_libraries(tree: &Path, program: &Path) {
 }
 
 /// The root disk: an ext4 image of `dls`, PostgreSQL and busybox.
-fn root_disk(lab: &Lab) -> PathBuf {
+/// `first` runs at the first start, once the server is ready; `more` are files in `/`.
+fn root_disk(lab: &Lab, first: &str, more: &[&Path]) -> PathBuf {
     let tree = lab.path().join("tree");
     for folder in [
         "bin",
@@ -139,6 +144,13 @@ fn root_disk(lab: &Lab) -> PathBuf {
     etc("hosts", "127.0.0.1 localhost\n");
     fs::write(tree.join("dls.toml"), "state_dir = \"/var/lib/dls\"\n").expect("dls.toml");
     fs::write(tree.join("init"), INIT).expect("init");
+    if !first.is_empty() {
+        fs::write(tree.join("first"), first).expect("first");
+    }
+    for file in more {
+        let name = file.file_name().expect("a file's name");
+        fs::copy(file, tree.join(name)).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    }
     finish(Command::new("chmod").arg("755").arg(tree.join("init")));
     let disk = lab.path().join("root.img");
     finish(
@@ -255,7 +267,7 @@ fn every_acknowledged_lease_outlives_a_power_cut() {
     let lab = Lab::new("powercut");
     // The guest is 10.77.0.1 here.
     lab.ip(&lab.namespace("srv"), "link set lan0 down");
-    let disk = root_disk(&lab);
+    let disk = root_disk(&lab, "", &[]);
     let tap = lab.add_tap();
     let client = lab.host("cli", None);
     let mut guest = Guest::power_on(&lab, &disk, &tap, 0);
@@ -287,5 +299,69 @@ fn every_acknowledged_lease_outlives_a_power_cut() {
             "round {round}: {} leases acknowledged, all there",
             acknowledged.len()
         );
+    }
+}
+
+#[test]
+fn every_flushed_write_outlives_a_power_cut() {
+    let mut dice = Dice::new();
+    let lab = Lab::new("powercut_disks");
+    lab.ip(&lab.namespace("srv"), "link set lan0 down");
+    let raw = lab.path().join("small.raw");
+    noise(&raw, 16 << 20, 1);
+    let image = small(&raw);
+    let (kernel, initrd) = image.kernel.as_ref().expect("its kernel");
+    let macs = ["52:54:00:78:00:00", "52:54:00:78:00:01"];
+    let mut first = format!(
+        "dls --config /dls.toml image import {} /small.raw --boot-method {} --kernel /kernel --initrd /initrd --cmdline '{}'\n",
+        image.name, image.boot_method, image.cmdline
+    );
+    for (n, mac) in macs.iter().enumerate() {
+        // Kept, so that the boots before and after the cut have the same disk.
+        let _ = std::fmt::Write::write_fmt(
+            &mut first,
+            format_args!(
+                "dls --config /dls.toml client add --mac {mac} --hostname pc-{n} --image small --disk-mode persistent\n"
+            ),
+        );
+    }
+    let disk = root_disk(&lab, &first, &[&raw, kernel, initrd]);
+    let tap = lab.add_tap();
+    let client = lab.host("cli", None);
+    let mut guest = Guest::power_on(&lab, &disk, &tap, 0);
+    guest.expect("GUEST-SERVES", secs(300));
+    assert!(
+        !guest.console().contains("GUEST-FIRST-FAILED"),
+        "{}",
+        guest.console()
+    );
+    let count = rounds(1, 100);
+    for round in 1..=count {
+        let boot = || macs.map(|mac| Stand::boot(&lab, &client, mac));
+        let stands = boot();
+        let mut writers: Vec<Writer> = Vec::new();
+        for (stand, by) in stands.iter().zip(BOTH) {
+            let ledger = lab.path().join(format!("ledger-{by:?}"));
+            let _ = fs::remove_file(&ledger);
+            writers.push(Writer::start(stand, &stand.uri(by), &ledger, 36_000));
+        }
+        wait_for("both writers write", secs(120), || {
+            writers.iter().all(|w| w.acknowledged() > 20).then_some(())
+        });
+        std::thread::sleep(Duration::from_millis(dice.below(2000)));
+        guest.cut_power();
+        for writer in &mut writers {
+            writer.kill();
+        }
+        lab.end_all("qemu-nbd");
+        // It starts by itself.
+        guest = Guest::power_on(&lab, &disk, &tap, round);
+        guest.expect("GUEST-SERVES", secs(300));
+        for ((stand, by), writer) in boot().iter().zip(BOTH).zip(&writers) {
+            let uri = stand.uri(by);
+            let said = finish(&mut stand.disk(&["verify", &uri, writer.ledger()]));
+            eprintln!("round {round}, {by:?}: {}", said.trim());
+        }
+        lab.end_all("qemu-nbd");
     }
 }
