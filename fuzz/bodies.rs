@@ -16,12 +16,12 @@ use dls::dhcp::decide::{
 };
 use dls::dhcp::pool::{Asker, Book};
 use dls::dhcp::wire::{Frame, Packet, Request, RequestKind, encode, parse};
-use dls::export::nbd::machine::negotiation::LONGEST_OPTION;
-use dls::export::nbd::machine::{Act, Disk, Export, Negotiation, Offer, Turn, Way, judge};
-use dls::export::nbd::wire::transmission::Request as NbdRequest;
 use dls::export::iscsi::machine::{Door, Fresh, Login, Secrets, Step};
 use dls::export::iscsi::scsi::{cdb, lists};
 use dls::export::iscsi::wire;
+use dls::export::nbd::machine::negotiation::LONGEST_OPTION;
+use dls::export::nbd::machine::{Act, Disk, Export, Negotiation, Offer, Turn, Way, judge};
+use dls::export::nbd::wire::transmission::Request as NbdRequest;
 use dls::model::{
     BootMode, Client, DiskMode, Lease, LeaseState, MacAddr, NetworkRange, RangeMode, Serve,
     Timestamp, UnreadyAction,
