@@ -459,21 +459,20 @@ fn sum_of(source: &Path, job: &Job) -> Result<String, Stop> {
 
 /// Stores the row; waits for a catalog that is away.
 async fn store(api: &Shared, job: &Job, image: &Image) -> Result<(), Stop> {
-    let mut in_doubt = false;
     loop {
         let saved = {
             let _one = api.writes.lock().await;
             save_new(api, image).await
         };
-        match saved {
+        let in_doubt = match saved {
             Ok(()) => {
                 api.settled(image.id);
                 return Ok(());
             }
-            Err(Unsaved::Surely(ApiError::Unavailable)) => in_doubt = false,
-            Err(Unsaved::Perhaps(_)) => in_doubt = true,
+            Err(Unsaved::Surely(ApiError::Unavailable)) => false,
+            Err(Unsaved::Perhaps(_)) => true,
             Err(Unsaved::Surely(e)) => return Err(e.into()),
-        }
+        };
         tokio::select! {
             () = tokio::time::sleep(RETRY) => {}
             () = job.cancel.cancelled() => {
