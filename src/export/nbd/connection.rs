@@ -2,7 +2,7 @@
 //!
 //! One receive brings many requests; what can be answered at once (reads from memory, writes
 //! into the page cache) is, into one batch, which goes out in one send when no whole request
-//! is left to look at. What may wait goes to [`workers`]. Nothing is allocated per request on
+//! is left to look at. What may wait goes to `workers`. Nothing is allocated per request on
 //! that way, and no buffer grows by what a client claims: a long write is taken in pieces, a
 //! long read is answered in pieces.
 //!

@@ -67,7 +67,7 @@ async fn libnbd_comes_in_tls() {
             let uri = format!("nbds://{address}/{NAME}?{query}");
             let said = succeed("nbdinfo", &[&uri]);
             assert!(said.contains("newstyle-fixed with TLS"), "{said}");
-            let bytes: Vec<u8> = (0..SIZE).map(|n| (n * n >> 9) as u8).collect();
+            let bytes: Vec<u8> = (0..SIZE).map(|n| ((n * n) >> 9) as u8).collect();
             fs::write(at("in"), &bytes).unwrap();
             succeed("nbdcopy", &[&at("in"), &uri]);
             succeed("nbdcopy", &[&uri, &at("out")]);
