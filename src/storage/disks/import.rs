@@ -321,7 +321,7 @@ struct Hash {
 
 impl Hash {
     fn zeroes_to(&mut self, to: u64) {
-        const ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
+        static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
         while self.at < to {
             let length = (to - self.at).min(ZEROES.len() as u64);
             self.sha
@@ -342,6 +342,9 @@ impl Hash {
     }
 }
 
+/// What is told of each piece of a file, with its place.
+type Each<'a> = dyn FnMut(u64, &[u8]) -> Result<(), VolumeError> + 'a;
+
 /// Goes through a file's data and tells `each` of every piece with its place.
 fn walk(
     file: &File,
@@ -349,7 +352,7 @@ fn walk(
     step: &'static str,
     progress: &mut dyn FnMut(Progress),
     cancel: &CancellationToken,
-    each: &mut dyn FnMut(u64, &[u8]) -> Result<(), VolumeError>,
+    each: &mut Each<'_>,
 ) -> Result<(), VolumeError> {
     let failed = |e| io_error("reading a disk's file", e);
     let mut chunk = vec![0; CHUNK];

@@ -73,7 +73,7 @@ impl DiskStore {
             // If the error came after the manifest was replaced, the layer has a name.
             let there = fs::read(self.inner.volumes.join(file_name(volume)));
             let there = there.ok().and_then(|bytes| Manifest::decode(&bytes).ok());
-            if !there.is_some_and(|m| m.top == layer) {
+            if there.is_none_or(|m| m.top != layer) {
                 let _ = shelf.remove(layer);
             }
         }

@@ -185,8 +185,8 @@ fn watch(
 
 /// The reason in a complaint, without the path and its escapes.
 fn last_reason(complaint: &str) -> String {
-    let lines = complaint.lines().filter(|l| !l.trim().is_empty());
-    let line = lines.last().unwrap_or("no reason was given");
+    let mut lines = complaint.lines().filter(|l| !l.trim().is_empty());
+    let line = lines.next_back().unwrap_or("no reason was given");
     let line = line.strip_prefix("qemu-img: ").unwrap_or(line);
     // `Could not open 'json:{..}': Reason`
     let reason = line.rsplit_once("': ").map_or(line, |(_, reason)| reason);

@@ -22,6 +22,12 @@ pub(super) fn surroundings(boot: u8) -> Surroundings {
     }
 }
 
+/// The long versions are asked for.
+pub(super) fn torture() -> bool {
+    #[expect(clippy::disallowed_methods, reason = "make torture says how long")]
+    std::env::var("DLS_TORTURE").is_ok()
+}
+
 /// Opens a layer over a file and a journal.
 pub(super) fn open<M: Medium + Clone>(
     file: &M,

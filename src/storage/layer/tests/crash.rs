@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::super::Content;
 use super::super::Wait;
 use super::memory::{Book, Deed, Memory, apply};
-use super::{Pattern, make, open};
+use super::{Pattern, make, open, torture};
 use crate::storage::conformance::Dice;
 
 const SIZE: u64 = 2 * 1024 * 1024 + 512;
@@ -234,9 +234,4 @@ fn compare(read: &[u8], candidates: &[Vec<u8>], what: &str) {
             );
         }
     }
-}
-
-fn torture() -> bool {
-    #[expect(clippy::disallowed_methods, reason = "make torture says how long")]
-    std::env::var("DLS_TORTURE").is_ok()
 }
