@@ -5,7 +5,8 @@ use std::io::{ErrorKind, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::command::{After, Commands, Desk};
+use super::command::Commands;
+use super::desk::{After, Desk};
 use super::line::Connection;
 use super::lun::Sweep;
 use super::machine::window::Turn;

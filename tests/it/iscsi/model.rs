@@ -66,7 +66,7 @@ fn random_operations_equal_the_model() {
             14 => {
                 let mut data = model[lba as usize * 512..][..512].to_vec();
                 data.extend(fill.iter().copied().cycle().take(512));
-                let wrong = random.next_u32() % 2 == 0;
+                let wrong = random.next_u32().is_multiple_of(2);
                 data[100] ^= u8::from(wrong);
                 let mut cdb = [0; 16];
                 cdb[0] = 0x89;
