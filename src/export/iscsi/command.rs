@@ -383,6 +383,11 @@ impl Commands {
         After::Continue
     }
 
+    /// True if an immediate command is one too many: no window bounds those.
+    pub fn is_full(&self) -> bool {
+        self.waiting.len() + self.workers.load() >= MOST_WAITING
+    }
+
     /// Aborts one task; false if there is none with that tag.
     pub fn abort(&mut self, tag: u32) -> bool {
         let waiting = self.waiting.remove(&tag).map(|t| t.tag);

@@ -177,6 +177,9 @@ impl Session {
             }
         }
         match request {
+            Request::Command if header.immediate() && self.commands.is_full() => {
+                self.reject(pdu, RejectReason::TooManyImmediate)
+            }
             Request::Command => self.commands.command(pdu).into(),
             Request::DataOut => self.commands.data_out(pdu).into(),
             Request::NopOut => self.nop(pdu),
