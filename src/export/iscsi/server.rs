@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::command::Desk;
+use super::desk::Desk;
 use super::line::Connection;
 use super::login::{Admitted, Ended, negotiate, response};
 use super::lun::Luns;

@@ -5,7 +5,8 @@ use std::io::{ErrorKind, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::command::{After, Commands, Desk};
+use super::command::Commands;
+use super::desk::{After, Desk};
 use super::line::Connection;
 use super::lun::Sweep;
 use super::machine::window::Turn;
@@ -176,6 +177,9 @@ impl Session {
             }
         }
         match request {
+            Request::Command if header.immediate() && self.commands.is_full() => {
+                self.reject(pdu, RejectReason::TooManyImmediate)
+            }
             Request::Command => self.commands.command(pdu).into(),
             Request::DataOut => self.commands.data_out(pdu).into(),
             Request::NopOut => self.nop(pdu),

@@ -98,6 +98,12 @@ impl Workers {
         }
     }
 
+    /// Tasks that are here.
+    pub fn load(&self) -> usize {
+        let state = self.shared.lock();
+        state.queue.len() + state.running.len()
+    }
+
     /// Aborts a task: when this returns it does nothing any more and is never answered.
     /// `None` if it is not here, or was answered already.
     pub fn abort(&self, tag: u32) -> Option<Tag> {

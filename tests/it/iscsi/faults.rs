@@ -1,5 +1,7 @@
 //! Disks that fail, and connections that end in the middle.
 
+use std::time::Duration;
+
 use super::house::{Fault, House};
 use super::raw::{Raw, ten};
 
@@ -40,6 +42,46 @@ fn the_same_port_again_ends_the_older_session() {
     assert_eq!(newer.write(0, &[2; 1024], 1024).status, 0);
     assert_eq!(newer.read(0, 2).data, [2; 1024]);
     assert_eq!(beside.read(0, 1).data, [2; 512], "another port lives on");
+}
+
+#[test]
+fn a_line_is_asked_for_a_sign_of_life_and_closed() {
+    let house = House::new(true);
+    let mut raw = Raw::login(house.address, 1, "ImmediateData=Yes|InitialR2T=No");
+    let line = house.lines.lock().unwrap()[0].clone();
+    assert!(!line.answers(Duration::from_millis(100)), "nobody answered");
+    raw.receive().unwrap();
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| line.answers(Duration::from_secs(10)));
+        let ping = raw.receive().unwrap();
+        assert_eq!((ping.opcode(), ping.word(16)), (0x20, 0xffff_ffff));
+        raw.pong(&ping);
+        assert!(asked.join().unwrap());
+    });
+    // After some silence it is asked without anybody wanting to know.
+    let ping = raw.receive().unwrap();
+    assert_eq!(ping.opcode(), 0x20);
+    raw.pong(&ping);
+    assert_eq!(raw.read(0, 1).status, 0);
+    line.close();
+    assert!(raw.receive().is_err());
+    assert!(!line.answers(Duration::from_secs(10)), "at once");
+}
+
+#[test]
+fn reservations_hold_between_two_ports_and_resets_are_told() {
+    let house = House::new(true);
+    let mut one = Raw::login(house.address, 1, "ImmediateData=Yes");
+    let mut two = Raw::login(house.address, 2, "ImmediateData=Yes");
+    assert_eq!(one.command(&[0x16, 0, 0, 0, 0, 0], 0, &[], 0).status, 0);
+    assert_eq!(two.read(0, 1).status, 0x18, "reservation conflict");
+    // LUN RESET ends it, and both are told once.
+    assert_eq!(one.manage(5), 0);
+    assert_eq!(two.read(0, 1).sense, Some((6, 0x2903)));
+    assert_eq!(two.read(0, 1).status, 0);
+    assert_eq!(one.read(0, 1).sense, Some((6, 0x2903)));
+    assert_eq!(one.manage(8), 4, "no reassignment");
+    assert_eq!(one.manage(3), 5, "no ACA");
 }
 
 #[test]

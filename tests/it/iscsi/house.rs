@@ -1,10 +1,10 @@
 //! A target with one disk, and the door to it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
 
-use dls::boot::disks::{Attachment, ChapSecrets, DiskDoor, Login, NoDisk, Proof};
+use dls::boot::disks::{Attachment, ChapSecrets, DiskDoor, Line, Login, NoDisk, Proof};
 use dls::export::iscsi::{IscsiLimits, IscsiMetrics, IscsiServer};
 use dls::model::DiskIdentity;
 use dls::storage::{
@@ -111,7 +111,11 @@ impl BlockDevice for Faulty {
 struct Door {
     open: bool,
     disks: Vec<(DiskIdentity, Arc<Faulty>)>,
+    lines: Lines,
 }
+
+/// The connections that got a disk, in their order.
+pub type Lines = Arc<Mutex<Vec<Arc<dyn Line>>>>;
 
 impl DiskDoor for Door {
     fn secrets(&self, name: &str) -> Option<ChapSecrets> {
@@ -137,6 +141,7 @@ impl DiskDoor for Door {
         let target = login.target.ok_or(NoDisk::OtherDisk)?;
         let found = self.disks.iter().find(|(disk, _)| *disk == target);
         let (_, device) = found.ok_or(NoDisk::OtherDisk)?;
+        self.lines.lock().unwrap().push(login.line);
         let gate = Arc::default();
         let boot = Uuid::from_u128(9);
         let witness = Box::new(|_| {});
@@ -151,6 +156,7 @@ pub struct House {
     /// A second disk, of another machine.
     pub other: DiskIdentity,
     pub metrics: IscsiMetrics,
+    pub lines: Lines,
     pub cancel: CancellationToken,
     runtime: Option<tokio::runtime::Runtime>,
 }
@@ -175,9 +181,11 @@ impl House {
             owner: Uuid::from_u128(77),
         };
         let (disk, second) = (make(1), make(2));
+        let lines = Lines::default();
         let door = Door {
             open,
             disks: vec![(DISK, disk.clone()), (other, second)],
+            lines: lines.clone(),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -194,6 +202,7 @@ impl House {
             disk,
             other,
             metrics,
+            lines,
             cancel,
             runtime: Some(runtime),
         }

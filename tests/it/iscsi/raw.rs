@@ -103,6 +103,25 @@ impl Raw {
         Ok(Pdu { head, data })
     }
 
+    /// Answers a ping of the target's.
+    pub fn pong(&mut self, ping: &Pdu) {
+        let mut bytes = pdu(0x40, 0x80, &[]);
+        bytes[16..20].fill(0xff);
+        bytes[20..24].copy_from_slice(&ping.head[20..24]);
+        bytes[24..28].copy_from_slice(&self.number.to_be_bytes());
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    /// A task management function for LUN 0, at once; its response.
+    pub fn manage(&mut self, function: u8) -> u8 {
+        let mut bytes = pdu(0x42, 0x80 | function, &[]);
+        bytes[24..28].copy_from_slice(&self.number.to_be_bytes());
+        self.stream.write_all(&bytes).unwrap();
+        let answer = self.receive().unwrap();
+        assert_eq!(answer.opcode(), 0x22);
+        answer.head[2]
+    }
+
     /// Sends a command; the flags say what moves (0x40 reads, 0x20 writes).
     pub fn send(&mut self, cdb: &[u8], moves: u8, immediate: &[u8], expected: u32) -> u32 {
         let mut bytes = pdu(0x01, 0x80 | moves | 1, immediate);
