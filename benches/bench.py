@@ -63,7 +63,8 @@ def port():
 
 
 def wait_for(number, process):
-    for _ in range(500):
+    # An import comes first, which a busy disk may make slow.
+    for _ in range(6000):
         if process.poll() is not None:
             sys.exit(f"{process.args}: {process.stdout.read().decode()}")
         with socket.socket() as s:

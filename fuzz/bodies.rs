@@ -16,6 +16,9 @@ use dls::dhcp::decide::{
 };
 use dls::dhcp::pool::{Asker, Book};
 use dls::dhcp::wire::{Frame, Packet, Request, RequestKind, encode, parse};
+use dls::export::iscsi::machine::{Door, Fresh, Login, Secrets, Step};
+use dls::export::iscsi::scsi::{cdb, lists};
+use dls::export::iscsi::wire;
 use dls::export::nbd::machine::negotiation::LONGEST_OPTION;
 use dls::export::nbd::machine::{Act, Disk, Export, Negotiation, Offer, Turn, Way, judge};
 use dls::export::nbd::wire::transmission::Request as NbdRequest;
@@ -377,4 +380,56 @@ fn client(mac: MacAddr) -> Client {
         last_boot_at: None,
         boot_count: 0,
     }
+}
+
+/// The target of the iSCSI body: nobody can prove to be anybody.
+struct NoDoor;
+
+impl Door for NoDoor {
+    fn open_to_all(&self) -> bool {
+        false
+    }
+
+    fn secrets(&self, name: &str) -> Option<Secrets> {
+        (name == "boot").then(|| Secrets {
+            machine: "machine-secret16".into(),
+            server_name: "dls".into(),
+            server: "server-secret-16".into(),
+        })
+    }
+}
+
+/// Login requests one after the other, each as it would lie in a socket's buffer; what is no
+/// login is a SCSI command with its parameter list. The first byte says which digests.
+pub fn iscsi(data: &[u8]) {
+    let Some((first, mut rest)) = data.split_first() else {
+        return;
+    };
+    let digests = wire::Digests {
+        header: first & 1 != 0,
+        data: first & 2 != 0,
+    };
+    let fresh = Fresh {
+        id: 7,
+        challenge: [0xc5; 32],
+    };
+    let mut login = Login::new();
+    let mut answered = 0;
+    while let Ok(wire::Framed::Whole(pdu, length)) = wire::frame(rest, digests, wire::LONGEST_LOGIN)
+    {
+        match login.step(&pdu.header, pdu.data, &fresh, &NoDoor) {
+            Step::Reply(reply) => answered += reply.text.as_bytes().len(),
+            Step::Refuse(_) => {}
+            Step::Ready(ready) => assert_eq!(ready.proven.as_deref(), Some("boot")),
+        }
+        if let Some(bytes) = pdu.header.0[32..].first_chunk::<16>()
+            && let Ok(op) = cdb::decode(bytes)
+        {
+            let _ = (op.takes(), op.access());
+        }
+        let _ = (lists::unmap(pdu.data), lists::keys(pdu.data));
+        let _ = (lists::pages(pdu.data, true), lists::pages(pdu.data, false));
+        rest = &rest[length..];
+    }
+    assert!(answered <= 64 * 1024);
 }

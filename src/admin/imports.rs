@@ -245,6 +245,8 @@ enum Stop {
     Hindered(String),
     /// It was given up, or the server stops.
     Cancelled,
+    /// The same, while it is not known whether the row was stored.
+    InDoubt,
 }
 
 impl From<VolumeError> for Stop {
@@ -270,11 +272,8 @@ impl From<ApiError> for Stop {
 async fn run(api: Shared, held: Held, job: Arc<Job>) {
     let upload = held.upload().clone();
     let made = make(&api, &job, &upload, held.source()).await;
-    if made.is_err() {
-        erase(&api, job.id).await;
-    }
     let stopped = matches!(made, Err(Stop::Cancelled)) && api.cancel.is_cancelled();
-    let keep = stopped || matches!(made, Err(Stop::Hindered(_)));
+    let keep = stopped || matches!(made, Err(Stop::Hindered(_) | Stop::InDoubt));
     let put_away =
         tokio::task::spawn_blocking(move || if keep { drop(held) } else { held.discard() });
     if let Err(e) = put_away.await {
@@ -289,7 +288,7 @@ async fn run(api: Shared, held: Held, job: Arc<Job>) {
             tracing::info!(image.name, image.id = %image.id, image.size_bytes, "disk imported");
             (told.state, told.step, told.progress) = (Phase::Done, "done", 1.0);
         }
-        Err(Stop::Cancelled) => {
+        Err(Stop::Cancelled | Stop::InDoubt) => {
             tracing::info!(image.name = name, stopped, "import cancelled");
             told.state = Phase::Cancelled;
             told.error = Some("it was cancelled".into());
@@ -315,9 +314,47 @@ async fn make(
         () = cancelled => return Err(Stop::Cancelled),
     };
     let _turn = turn.map_err(|_| Stop::Cancelled)?;
+    if let Some(image) = already(api, job).await? {
+        return Ok(image);
+    }
     vacant(api, &upload.image.name).await?;
     let (pending, id) = (api.pending.clone(), job.id);
     blocking(move || pending.begin(id)).await?;
+    let made = make_begun(api, job, upload, source).await;
+    match &made {
+        Ok(_) => {}
+        Err(Stop::InDoubt) => api.works.leave(id),
+        Err(_) => erase(api, id).await,
+    }
+    made
+}
+
+/// The image, if all was done but for clearing up: then a crash came before that.
+async fn already(api: &Shared, job: &Job) -> Result<Option<Image>, Stop> {
+    loop {
+        match api.catalog.get_image_metadata(job.id).await {
+            Ok(found) => {
+                if found.is_some() {
+                    api.settled(job.id);
+                }
+                return Ok(found);
+            }
+            Err(e) => tracing::warn!(error = %e, "an import waits for the catalog"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            () = job.cancel.cancelled() => return Err(Stop::Cancelled),
+        }
+    }
+}
+
+/// What leaves something behind until it is done or undone.
+async fn make_begun(
+    api: &Shared,
+    job: &Arc<Job>,
+    upload: &Upload,
+    source: PathBuf,
+) -> Result<Image, Stop> {
     let disk = {
         let (disks, upload, job) = (api.disks.clone(), upload.clone(), job.clone());
         let converted = move || convert(&*disks, &upload, &source, &job);
@@ -425,22 +462,22 @@ async fn store(api: &Shared, job: &Job, image: &Image) -> Result<(), Stop> {
     loop {
         let saved = {
             let _one = api.writes.lock().await;
-            match vacant(api, &image.name).await {
-                Ok(()) => save_new(api, image).await,
-                Err(e) => Err(Unsaved::Surely(e)),
-            }
+            save_new(api, image).await
         };
-        match saved {
+        let in_doubt = match saved {
             Ok(()) => {
                 api.settled(image.id);
                 return Ok(());
             }
-            Err(Unsaved::Surely(ApiError::Unavailable) | Unsaved::Perhaps(_)) => {}
+            Err(Unsaved::Surely(ApiError::Unavailable)) => false,
+            Err(Unsaved::Perhaps(_)) => true,
             Err(Unsaved::Surely(e)) => return Err(e.into()),
-        }
+        };
         tokio::select! {
             () = tokio::time::sleep(RETRY) => {}
-            () = job.cancel.cancelled() => return Err(Stop::Cancelled),
+            () = job.cancel.cancelled() => {
+                return Err(if in_doubt { Stop::InDoubt } else { Stop::Cancelled });
+            }
         }
     }
 }
@@ -467,18 +504,8 @@ async fn go_on(api: &Shared, upload: &Upload) {
     let (uploads, name) = (api.uploads.clone(), upload.image.name.clone());
     let claimed = blocking(move || uploads.claim(&name, Hold::Importing, || None)).await;
     let Ok(Ok(Some(held))) = claimed else { return };
-    let name = &upload.image.name;
-    match api.catalog.get_image_metadata(upload.image.id).await {
-        // It was done but for clearing up.
-        Ok(Some(_)) => {
-            api.settled(upload.image.id);
-            let _ = tokio::task::spawn_blocking(move || held.discard()).await;
-        }
-        Ok(None) | Err(_) => {
-            tracing::info!(image.name = name, "going on with an import");
-            start(api, held);
-        }
-    }
+    tracing::info!(image.name = upload.image.name, "going on with an import");
+    start(api, held);
 }
 
 /// Removes uploads that nobody has touched for long.

@@ -54,6 +54,8 @@ fn the_sample_holds_every_key_at_its_default() {
     keys(
         &SAMPLE
             .replace("# default_image", "default_image")
+            .replace("# certificate", "certificate")
+            .replace("# key =", "key =")
             .parse()
             .unwrap(),
         "",
@@ -65,6 +67,8 @@ fn the_sample_holds_every_key_at_its_default() {
         "tftp",
         "http",
         "admin",
+        "iscsi",
+        "nbd",
         "storage",
         "boot",
         "validation",
@@ -89,6 +93,8 @@ fn every_key_has_its_variable() {
     keys(
         &SAMPLE
             .replace("# default_image", "default_image")
+            .replace("# certificate", "certificate")
+            .replace("# key =", "key =")
             .parse()
             .unwrap(),
         "",

@@ -469,3 +469,20 @@ async fn clones_of_a_run_before_are_judged_by_the_catalog() {
         "only since now is it known to be nobody's"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_login_asks_the_database() {
+    let world = World::new().await;
+    let boot = world.boot(0);
+    // Every query fails from here on.
+    world.catalog.close().await;
+    let line = Wire::new(true);
+    let disk = world.log_in(boot, &line).unwrap();
+    write(&disk, b"mine").unwrap();
+    drop(disk);
+    let again = world.log_in(boot, &Wire::new(true)).unwrap();
+    assert_eq!(text(&again), "mine");
+    // The keeper has nobody to tell, and takes nothing away.
+    world.disks.tidy(&world.catalog).await;
+    assert_eq!(world.clones(), [Volume::Session(boot)]);
+}

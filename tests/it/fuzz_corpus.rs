@@ -47,3 +47,8 @@ fn boot_path() {
 fn nbd_wire() {
     replay("nbd_wire", 16, bodies::nbd_wire);
 }
+
+#[test]
+fn iscsi() {
+    replay("iscsi", 12, bodies::iscsi);
+}

@@ -17,6 +17,7 @@ mod dhcp_wire;
 mod disks;
 mod fuzz_corpus;
 mod http;
+mod iscsi;
 mod nbd;
 mod phone_home;
 mod storage;

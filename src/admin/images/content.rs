@@ -126,6 +126,13 @@ async fn take(
     let claimed = blocking(move || uploads.claim(&key, Hold::Receiving, || Some(new))).await?;
     let held = claimed.map_err(|other| busy(&other))?;
     let held = held.ok_or_else(|| no_upload(name))?;
+    if let Err(e) = fits(&held, piece) {
+        // Nothing was received, so there is nothing to go on with.
+        if held.offset() == 0 {
+            let _ = tokio::task::spawn_blocking(move || held.discard()).await;
+        }
+        return Err(e);
+    }
     let held = agree(held, wanted, piece).await?;
     let held = receive(api, held, piece, body).await?;
     if held.upload().total != Some(held.offset()) {
@@ -251,8 +258,8 @@ impl Piece {
     }
 }
 
-/// Whether what is brought fits what is there; takes in what is newly said of it.
-async fn agree(held: Held, wanted: Upload, piece: Piece) -> Result<Held, ApiError> {
+/// Whether what is brought goes on where the last piece ended.
+fn fits(held: &Held, piece: Piece) -> Result<(), ApiError> {
     let there = held.offset();
     let known = held.upload().total;
     if !piece.whole && there > 0 && known.is_some() && known != piece.total {
@@ -268,6 +275,11 @@ async fn agree(held: Held, wanted: Upload, piece: Piece) -> Result<Held, ApiErro
     if !piece.whole && piece.from.unwrap_or(piece.total.unwrap_or(0)) != there {
         return Err(ApiError::WrongOffset { there });
     }
+    Ok(())
+}
+
+/// Takes in what is said of the image anew.
+async fn agree(held: Held, wanted: Upload, piece: Piece) -> Result<Held, ApiError> {
     blocking(move || {
         let mut held = held;
         if piece.whole && held.offset() > 0 {

@@ -130,8 +130,9 @@ fn erase_disks(disks: &dyn Storage, id: Uuid) -> Result<(), VolumeError> {
 pub(in crate::admin) async fn settle_pending(api: &Shared, left: Vec<Uuid>) -> Vec<Uuid> {
     let mut unknown = Vec::new();
     for id in left {
-        // What is being imported has its own way of going on.
+        // What is being imported has its own way of going on; afterwards it is settled.
         if api.uploads.list().iter().any(|s| s.upload.image.id == id) {
+            unknown.push(id);
             continue;
         }
         match api.catalog.get_image_metadata(id).await {

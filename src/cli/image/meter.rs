@@ -20,6 +20,8 @@ pub(super) struct Meter {
     done: Arc<AtomicU64>,
     told: Arc<AtomicU64>,
     bar: Option<ProgressBar>,
+    /// Lines where there is no terminal.
+    lines: bool,
 }
 
 impl Meter {
@@ -48,6 +50,15 @@ impl Meter {
             done: Arc::default(),
             told: Arc::default(),
             bar,
+            lines: true,
+        }
+    }
+
+    /// Only on a terminal: for what is mostly short.
+    pub(super) fn without_lines(self) -> Self {
+        Self {
+            lines: false,
+            ..self
         }
     }
 
@@ -71,6 +82,9 @@ impl Meter {
     fn show(&self, done: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(done);
+            return;
+        }
+        if !self.lines {
             return;
         }
         let tenths = done.saturating_mul(10) / self.all.max(1);

@@ -352,7 +352,7 @@ async fn upload(
     for file in std::iter::once(kernel).chain(initrds.iter().map(PathBuf::as_path)) {
         all += std::fs::metadata(file).map_or(0, |metadata| metadata.len());
     }
-    let meter = Meter::of_bytes("sending", all);
+    let meter = Meter::of_bytes("sending", all).without_lines();
     let mut form = Form::new();
     if let Some(image) = image {
         let description = Part::text(image.to_string())

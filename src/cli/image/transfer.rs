@@ -139,12 +139,23 @@ async fn send_and_wait(remote: &Remote, wanted: &Import<'_>) -> Result<Value, Fa
     remote.fetch(Method::GET, &image, None).await
 }
 
-/// How much the server has of an upload; `None` if it knows of none.
+/// How much the server has of an upload; `None` if it knows of none. An earlier connection
+/// that has just broken gets a moment to be noticed.
 async fn standing(remote: &Remote, path: &str) -> Result<Option<u64>, Failure> {
-    match remote.fetch(Method::GET, path, None).await {
-        Ok(told) => Ok(told.get("offset").and_then(Value::as_u64)),
-        Err(Failure::NotFound(_)) => Ok(None),
-        Err(other) => Err(other),
+    let mut patience = 25;
+    loop {
+        match remote.fetch(Method::GET, path, None).await {
+            Ok(told) => {
+                let busy = told.get("busy").and_then(Value::as_str) == Some("received");
+                if !busy || patience == 0 {
+                    return Ok(told.get("offset").and_then(Value::as_u64));
+                }
+            }
+            Err(Failure::NotFound(_)) => return Ok(None),
+            Err(other) => return Err(other),
+        }
+        patience -= 1;
+        tokio::time::sleep(ASK).await;
     }
 }
 

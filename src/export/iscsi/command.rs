@@ -367,6 +367,11 @@ impl Commands {
             return self.read(*span, tag, if writes { 0 } else { expected });
         }
         let takes = op.takes();
+        // These have no meaning with a part of their data, or with more than they name.
+        let whole = matches!(op, Op::CompareAndWrite { .. } | Op::WriteSame { .. });
+        if whole && takes != if writes { u64::from(expected) } else { 0 } {
+            return self.desk.answer(tag, Sense::FIELD.into(), 0, expected);
+        }
         if takes > 0 {
             return self.gather(op, tag, pdu, if writes { expected } else { 0 });
         }

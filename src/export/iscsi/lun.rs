@@ -63,11 +63,6 @@ impl Seat {
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
-
-    /// Who sits here.
-    pub const fn nexus(&self) -> &Nexus {
-        &self.nexus
-    }
 }
 
 /// One disk, to all its sessions.

@@ -462,6 +462,7 @@ impl Connection {
 
     /// Serves to the end.
     pub(super) fn run(mut self) -> End {
+        let _closing = Closing(self.serving.line.clone());
         let end = loop {
             match self.next() {
                 Ok(()) => {}
@@ -474,7 +475,6 @@ impl Connection {
         let _ = self.batch.send(&serving.outlet);
         serving.jobs.finish();
         serving.outlet.close();
-        serving.line.end();
         end
     }
 
@@ -601,6 +601,15 @@ impl Connection {
             return self.hand_over(Job::Flush(request));
         }
         lost(self.serving.outcome(&request, outcome, &mut self.batch))
+    }
+}
+
+/// Closes the connection, also when a device's panic ends the thread: others hold its socket.
+struct Closing(Arc<NbdLine>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 

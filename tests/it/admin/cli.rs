@@ -11,7 +11,7 @@ use tokio::process::Command;
 use super::world::World;
 use crate::support;
 
-fn dls(world: &World) -> Command {
+pub(super) fn dls(world: &World) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dls"));
     command
         .env_clear()
@@ -24,12 +24,12 @@ fn dls(world: &World) -> Command {
     command
 }
 
-async fn run(world: &World, args: &[&str]) -> Output {
+pub(super) async fn run(world: &World, args: &[&str]) -> Output {
     dls(world).args(args).output().await.unwrap()
 }
 
 /// What a command that must succeed prints.
-async fn said(world: &World, args: &[&str]) -> String {
+pub(super) async fn said(world: &World, args: &[&str]) -> String {
     let output = run(world, args).await;
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{args:?}: {error}");
@@ -37,14 +37,14 @@ async fn said(world: &World, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-async fn json(world: &World, args: &[&str]) -> Value {
+pub(super) async fn json(world: &World, args: &[&str]) -> Value {
     let mut all = vec!["--json"];
     all.extend_from_slice(args);
     serde_json::from_str(&said(world, &all).await).unwrap()
 }
 
 /// Exit code and sentence of a command that must fail.
-async fn failed(world: &World, args: &[&str]) -> (i32, String) {
+pub(super) async fn failed(world: &World, args: &[&str]) -> (i32, String) {
     let output = run(world, args).await;
     assert_eq!(output.stdout, b"", "{args:?}");
     let error = String::from_utf8(output.stderr).unwrap();

@@ -5,6 +5,7 @@
 //! (perfdhcp). They need root, and what they make dies with them.
 
 mod clients;
+mod disks;
 mod edges;
 mod lan;
 mod load;

@@ -1,9 +1,10 @@
 //! The DHCP server as the application puts it together, in a host's namespace.
 
 use std::net::Ipv4Addr;
-use std::sync::mpsc;
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
+use dls::boot::disks::Disks;
 use dls::boot::session::Rules;
 use dls::boot::tracker::{Caps, Tracker};
 use dls::cache::Cache;
@@ -13,7 +14,10 @@ use dls::dhcp::decide::Loader;
 use dls::dhcp::server::{
     BindError, DhcpMetrics, DhcpOptions, DhcpServer, Handles, Ports, Selection, UnknownClients,
 };
-use dls::model::{Arch, BootMode, Client, DiskMode, NetworkRange, RangeMode, Serve, UnreadyAction};
+use dls::model::{
+    Arch, BootMode, Client, DiskMode, Image, NetworkRange, RangeMode, Serve, UnreadyAction,
+};
+use dls::storage::memory::Memory;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -34,6 +38,8 @@ pub(crate) struct Settings {
     pub(crate) interfaces: Selection,
     pub(crate) unknown_clients: UnknownClients,
     pub(crate) server_id: Uuid,
+    /// Where the server puts its disks and its tracker once it has them.
+    pub(crate) disks: Arc<OnceLock<(Disks, Tracker)>>,
 }
 
 impl Default for Settings {
@@ -42,6 +48,7 @@ impl Default for Settings {
             interfaces: Selection::InServedRanges,
             unknown_clients: UnknownClients::Register { cap: 100 },
             server_id: Uuid::new_v4(),
+            disks: Arc::default(),
         }
     }
 }
@@ -125,6 +132,17 @@ pub(crate) fn prepare(database: &Database, ranges: &[NetworkRange], clients: &[C
         }
         for client in clients {
             catalog.save_client_config(client).await.unwrap();
+        }
+        catalog.close().await;
+    });
+}
+
+/// Puts images into a fresh database.
+pub(crate) fn prepare_images(database: &Database, images: &[Image]) {
+    runtime().block_on(async {
+        let catalog = connect(database, Uuid::new_v4()).await;
+        for image in images {
+            catalog.save_image_metadata(image).await.unwrap();
         }
         catalog.close().await;
     });
@@ -215,16 +233,18 @@ async fn serve(
         Rules::default(),
         Caps::default(),
     );
+    let disks = Disks::new(
+        cache.view(),
+        tracker.clone(),
+        Arc::new(Memory::new()),
+        clock.clone(),
+    );
+    let _ = settings.disks.set((disks.clone(), tracker.clone()));
     let handles = Handles {
         cache: cache.clone(),
         catalog: catalog.clone(),
         tracker: tracker.clone(),
-        disks: dls::boot::disks::Disks::new(
-            cache.view(),
-            tracker.clone(),
-            std::sync::Arc::new(dls::storage::memory::Memory::new()),
-            clock.clone(),
-        ),
+        disks: disks.clone(),
         clock,
         metrics,
         loader_for: std::sync::Arc::new(loader_for),

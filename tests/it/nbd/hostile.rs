@@ -137,9 +137,7 @@ async fn hostile_ends_of_handshakes() {
     with_neighbour(|address| {
         // Client flags that we do not know.
         for flags in [4, 1 << 31, u32::MAX] {
-            let mut client = Client {
-                stream: connect(address),
-            };
+            let mut client = Client::on(connect(address));
             client.greet(flags);
             assert!(client.is_closed());
         }
@@ -157,15 +155,11 @@ async fn hostile_ends_of_handshakes() {
             assert!(client.is_closed());
         }
         // No option without fixed newstyle, but EXPORT_NAME.
-        let mut client = Client {
-            stream: connect(address),
-        };
+        let mut client = Client::on(connect(address));
         client.greet(0);
         client.send(&option(3, 0, &[]));
         assert!(client.is_closed());
-        let mut client = Client {
-            stream: connect(address),
-        };
+        let mut client = Client::on(connect(address));
         client.greet(0);
         client.send(&option(1, length(NAME.as_bytes()), NAME.as_bytes()));
         assert_eq!(client.u64(), SIZE);
@@ -218,9 +212,7 @@ async fn hostile_disconnects_after_every_byte() {
         }
         // All of it in one piece, and byte by byte, is a session like any other.
         for step in [bytes.len(), 1] {
-            let mut client = Client {
-                stream: connect(address),
-            };
+            let mut client = Client::on(connect(address));
             for piece in bytes.chunks(step) {
                 client.send(piece);
             }
@@ -252,7 +244,7 @@ async fn hostile_half_handshakes_take_no_place_of_others() {
             if round == 3 {
                 // Each is closed in time, by the server.
                 for stream in waiting {
-                    assert!(Client { stream }.is_closed());
+                    assert!(Client::on(stream).is_closed());
                 }
             }
         }
@@ -281,12 +273,7 @@ async fn hostile_crowds_of_one_address_are_kept_out() {
         assert_eq!((error, text.contains("too many")), (2, true));
         assert_eq!(door.attached(), 2, "nothing was opened for it");
         let _waiting: Vec<_> = (0..3).map(|_| Client::greeted(address)).collect();
-        assert!(
-            Client {
-                stream: connect(address)
-            }
-            .is_closed()
-        );
+        assert!(Client::on(connect(address)).is_closed());
         lives(&mut first);
     })
     .await;

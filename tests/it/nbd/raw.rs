@@ -1,5 +1,6 @@
 //! An NBD client that does what it is told, right or wrong, over any stream.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -14,6 +15,8 @@ pub(super) type OptionReply = (u32, Vec<u8>);
 /// A client on a stream.
 pub(super) struct Client<S> {
     pub(super) stream: S,
+    /// Answers of which some chunks have come.
+    begun: HashMap<u64, Answer>,
 }
 
 /// What a request was answered with.
@@ -76,9 +79,7 @@ pub(super) fn meta(name: &str, queries: &[&str]) -> Vec<u8> {
 impl Client<TcpStream> {
     /// Connected, greeted, flags sent.
     pub(super) fn greeted(address: SocketAddr) -> Self {
-        let mut client = Self {
-            stream: connect(address),
-        };
+        let mut client = Self::on(connect(address));
         client.greet(3);
         client
     }
@@ -92,6 +93,13 @@ impl Client<TcpStream> {
 }
 
 impl<S: Read + Write> Client<S> {
+    pub(super) fn on(stream: S) -> Self {
+        Self {
+            stream,
+            begun: HashMap::new(),
+        }
+    }
+
     pub(super) fn bytes(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
         self.stream.read_exact(&mut bytes).unwrap();
@@ -189,43 +197,42 @@ impl<S: Read + Write> Client<S> {
         self.send(&bytes);
     }
 
-    /// Reads one whole answer. `data`: bytes that a simple reply without an error brings.
+    /// Reads until one answer is whole: chunks of several may come in turns. `data`: where
+    /// the bytes belong that a simple reply without an error brings, and how many.
     pub(super) fn answer(&mut self, data: impl Fn(u64) -> (u64, usize)) -> Answer {
-        let mut answer = Answer {
-            cookie: 0,
-            error: 0,
-            data: Vec::new(),
-            status: Vec::new(),
-            chunks: 0,
-        };
-        loop {
+        let mut begun: HashMap<u64, Answer> = std::mem::take(&mut self.begun);
+        let answer = loop {
             match self.u32() {
                 SIMPLE_MAGIC => {
-                    assert_eq!(answer.chunks, 0, "a simple reply among chunks");
-                    answer.error = self.u32();
-                    answer.cookie = self.u64();
-                    let (offset, length) = data(answer.cookie);
-                    if answer.error == 0 && length > 0 {
+                    let error = self.u32();
+                    let cookie = self.u64();
+                    assert!(!begun.contains_key(&cookie), "simple among chunks");
+                    let mut answer = Answer::new(cookie);
+                    answer.error = error;
+                    let (offset, length) = data(cookie);
+                    if error == 0 && length > 0 {
                         answer.data.push((offset, self.bytes(length)));
                     }
-                    return answer;
+                    break answer;
                 }
                 CHUNK_MAGIC => {
-                    if self.chunk(&mut answer) {
-                        return answer;
+                    let (flags, kind) = (self.u16(), self.u16());
+                    let cookie = self.u64();
+                    let answer = begun.entry(cookie).or_insert_with(|| Answer::new(cookie));
+                    self.chunk(kind, answer);
+                    if flags & 1 == 1 {
+                        break begun.remove(&cookie).unwrap();
                     }
                 }
                 other => panic!("magic {other:#x}"),
             }
-        }
+        };
+        self.begun = begun;
+        answer
     }
 
-    /// True if it was the last.
-    fn chunk(&mut self, answer: &mut Answer) -> bool {
-        let (flags, kind) = (self.u16(), self.u16());
-        let cookie = self.u64();
-        assert!(answer.chunks == 0 || answer.cookie == cookie, "mixed");
-        answer.cookie = cookie;
+    fn chunk(&mut self, kind: u16, answer: &mut Answer) {
+        assert_eq!(answer.error, 0, "an error ends its reply");
         answer.chunks += 1;
         let length = self.u32() as usize;
         match kind {
@@ -257,7 +264,6 @@ impl<S: Read + Write> Client<S> {
             }
             other => panic!("chunk type {other:#x}"),
         }
-        flags & 1 == 1
     }
 
     /// One request and its answer, alone on the line.
@@ -279,6 +285,16 @@ impl<S: Read + Write> Client<S> {
 }
 
 impl Answer {
+    const fn new(cookie: u64) -> Self {
+        Self {
+            cookie,
+            error: 0,
+            data: Vec::new(),
+            status: Vec::new(),
+            chunks: 0,
+        }
+    }
+
     /// The bytes of a read, which the chunks must cover exactly once.
     pub(super) fn whole(mut self, offset: u64, length: u32) -> Vec<u8> {
         assert_eq!(self.error, 0);

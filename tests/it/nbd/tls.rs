@@ -50,9 +50,7 @@ fn secure(
         .with_no_client_auth();
     let name = "127.0.0.1".try_into().unwrap();
     let connection = ClientConnection::new(Arc::new(config), name).unwrap();
-    Client {
-        stream: StreamOwned::new(connection, client.stream),
-    }
+    Client::on(StreamOwned::new(connection, client.stream))
 }
 
 #[tokio::test(flavor = "multi_thread")]

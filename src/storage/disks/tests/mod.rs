@@ -1,6 +1,8 @@
 //! Tests of the store in files: the suite, and what only files can get wrong.
 
+mod crashes;
 mod files;
+mod many;
 
 use std::path::Path;
 use std::process::Command;
