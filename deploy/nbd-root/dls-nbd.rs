@@ -27,6 +27,7 @@ unsafe extern "C" {
     fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
     fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, length: u32)
     -> c_int;
+    fn bind(fd: c_int, address: *const c_void, length: u32) -> c_int;
     fn send(fd: c_int, data: *const c_void, length: usize, flags: c_int) -> isize;
     fn recv(fd: c_int, data: *mut c_void, length: usize, flags: c_int) -> isize;
     safe fn fork() -> c_int;
@@ -101,7 +102,13 @@ impl Netlink {
         // SAFETY: no pointers.
         let fd = check(unsafe { socket(16, 3 | 0o2_000_000, 16) }.into())?;
         // SAFETY: a descriptor that was just made and is nobody else's.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as c_int) }))
+        let netlink = Self(unsafe { OwnedFd::from_raw_fd(fd as c_int) });
+        // A name of its own, by the kernel's choice: nothing is told to the nameless.
+        let address: [u8; 12] = [16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        // SAFETY: the address lives on this stack frame and its length is its own.
+        let bound = unsafe { bind(netlink.0.as_raw_fd(), address.as_ptr().cast(), 12) };
+        check(bound.into())?;
+        Ok(netlink)
     }
 
     fn receive(&self) -> io::Result<Vec<u8>> {
