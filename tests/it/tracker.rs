@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use dls::boot::session::{BootFile, Context, Door, Evidence, Observation, Rules, Speaker};
-use dls::boot::tracker::{Caps, Known, Tracker};
+use dls::boot::tracker::{Caps, Known, OpenAttempt, Tracker};
 use dls::catalog::Catalog;
 use dls::clock::Clock;
 use dls::model::{Arch, Client, FileRole, Image, MacAddr, Timestamp};
@@ -201,10 +201,16 @@ async fn a_whole_boot_in_the_timeline() {
         "shutdown|t|completed|poweroff"
     );
     assert!(bench.tracker.attempt(attempt.id).is_none());
-    assert_eq!(
-        bench.tracker.known(attempt.id),
-        Known::Over(attempt.clone())
-    );
+    // After its goodbye it gets no disk any more.
+    let over = OpenAttempt {
+        may_attach: false,
+        ended_at: match bench.tracker.known(attempt.id) {
+            Known::Over(over) => Some(over.ended_at.expect("when it ended")),
+            other => panic!("{other:?}"),
+        },
+        ..attempt.clone()
+    };
+    assert_eq!(bench.tracker.known(attempt.id), Known::Over(over));
     assert!(!bench.tracker.is_live(mac(1)));
     // What comes late starts nothing.
     assert_eq!(bench.see(5100, Evidence::Beat), None);
