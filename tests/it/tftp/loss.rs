@@ -76,7 +76,8 @@ fn five_percent_each_way_lock_step() {
     fetch(5, "busybox", &["tftp", "-b", "1428", "-g"], 15);
 }
 
-/// The same in windows.
+/// The same in windows. Only atftp speaks them, so its own timer (above) may cost some five
+/// seconds more than once.
 #[test]
 fn five_percent_each_way_windows() {
     let options = [
@@ -86,7 +87,7 @@ fn five_percent_each_way_windows() {
         "windowsize 8",
         "--get",
     ];
-    fetch(5, "atftp", &options, 15);
+    fetch(5, "atftp", &options, 45);
 }
 
 /// Scoreboard: 20 % each way, within 90 s.
