@@ -1,7 +1,7 @@
 //! Images as bytes on this server. Nothing here knows PostgreSQL, sockets or boots.
 //!
 //! [`directory`]: files of kernel images below one root. Disks: [`block`] is the trait on
-//! bytes, [`volume`] the trait on names, [`disks`] the backend in files (upon [`layer`]),
+//! bytes, [`volume`] the trait on names, [`disks`] the backend in files (upon `layer`),
 //! [`memory`] the backend for tests.
 
 pub mod block;
