@@ -2,7 +2,7 @@
 //! It needs nothing but a file system with holes, and takes reflinks where there are some.
 //!
 //! `manifest`: what is kept of a volume. `shelf`: open layers. `handle`: an open volume.
-//! `ops`: the calls of [`Storage`]. `opening`: finding a consistent state after anything.
+//! `ops`: the calls of `Storage`. `opening`: finding a consistent state after anything.
 //! `import`, `export`: files from and for outside; `qemu`: the child process for them.
 
 mod export;
