@@ -1,9 +1,9 @@
 //! Copy-on-write layers in files that are standard qcow2: a clone costs some KiB, its first
 //! write of 4 KiB copies nothing, and its memory is bounded whatever the size of its disk.
 //!
-//! [`format`]: the layout (pure). [`medium`]: what is asked of a file. [`cache`]: pages of
+//! [`mod@format`]: the layout (pure). [`medium`]: what is asked of a file. [`cache`]: pages of
 //! tables, shared. [`journal`]: changed entries, for the end of the process. [`cow`]: a layer,
-//! look-up and reading. [`write`]: writing, zeroing, filling. [`checkpoint`]: flush, close,
+//! look-up and reading. [`mod@write`]: writing, zeroing, filling. [`checkpoint`]: flush, close,
 //! recovery. [`raw`]: a raw file as the lowest layer. The rules: docs/storage.md.
 
 pub(crate) mod cache;
