@@ -394,9 +394,13 @@ impl Timeline {
 
     /// The first row of a stage.
     pub(crate) fn row(&self, stage: &str) -> Option<&Value> {
-        self.0
-            .iter()
-            .find(|row| row.get("stage").and_then(Value::as_str) == Some(stage))
+        self.rows(stage).next()
+    }
+
+    /// All rows of a stage.
+    pub(crate) fn rows(&self, stage: &str) -> impl Iterator<Item = &Value> {
+        let all = self.0.iter();
+        all.filter(move |row| row.get("stage").and_then(Value::as_str) == Some(stage))
     }
 
     /// A column that is the same in every row, empty where null.
