@@ -1,7 +1,8 @@
 //! Pages of tables in memory, shared by all layers of a store and bounded in bytes, so that
 //! what a client costs does not depend on the size of its disk. It does no input or output.
 //!
-//! Measured against a `pread` of 16 bytes per look-up: see docs/storage.md.
+//! A look-up that it answers costs no system call; reading the entry's 16 bytes from the file would
+//! cost one for each.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
