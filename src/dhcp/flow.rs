@@ -120,7 +120,7 @@ impl Core {
             self.drop_case(&case, dropped);
             return;
         }
-        if let Some(client) = self.must_settle(&case, now) {
+        if let Some(client) = self.must_settle(&case) {
             self.settle(case, client);
             return;
         }

@@ -1,4 +1,4 @@
-//! A machine that begins anew while a connection has its client's disk: before its packet is
+//! A machine that asks to boot while a connection has its client's disk: before its packet is
 //! decided on, the connection is asked for a sign of life. One that gives none is broken off,
 //! and the packet goes its way: a machine that was reset always boots. One that answers is a
 //! machine that runs, so the newcomer has its MAC wrongly; it hears nothing.
@@ -24,7 +24,7 @@ const SETTLING: usize = 256;
 
 impl Core {
     /// The client whose disk must be settled before this packet is decided on.
-    pub(super) fn must_settle(&self, case: &Case, now: Timestamp) -> Option<Uuid> {
+    pub(super) fn must_settle(&self, case: &Case) -> Option<Uuid> {
         let asks_to_boot = case.is_boot()
             && (case.request.kind == RequestKind::Discover || case.port == Port::Pxe);
         let served = case
@@ -34,9 +34,10 @@ impl Core {
         if case.settled || !asks_to_boot || !served {
             return None;
         }
+        // Whether the packet would begin a boot or join the one that has the disk does not
+        // matter: a loader of another machine joins as easily as one that tries again.
         let client = case.client.as_ref()?.id;
-        let begins = || self.tracker.begins(&observation(case, now));
-        (self.disks.is_held(client) && begins()).then_some(client)
+        self.disks.is_held(client).then_some(client)
     }
 
     /// Settles it aside, then considers the packet again.

@@ -8,6 +8,9 @@
 //! | iPXE that is the ROM | start | join | join | restart (waiting: join) | restart |
 //! | operating system | ignore | ignore | ignore | join (evidence) | join (evidence) |
 //!
+//! A boot that has written to its disk counts as running. Before this table is asked, DHCP
+//! settles whether a connection that has the disk still answers (`dhcp::settle`).
+//!
 //! A machine that runs and reports, and another one that calls with the same MAC but a
 //! different SMBIOS UUID: the newcomer is refused.
 
@@ -36,7 +39,7 @@ pub enum Arrival {
 pub struct Standing {
     /// The furthest stage.
     pub stage: Stage,
-    /// The operating system is up, reported or inferred.
+    /// The operating system is up, reported or inferred, or has written to its disk.
     pub running: bool,
     /// It reports, and is not overdue.
     pub beating: bool,

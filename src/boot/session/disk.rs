@@ -76,6 +76,11 @@ impl Disk {
         self.system = None;
     }
 
+    /// True once something was written to it in this boot.
+    pub(super) fn has_written(&self) -> bool {
+        self.totals().1 > 0
+    }
+
     fn totals(&self) -> (i64, i64) {
         let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         self.open.iter().fold(self.before, |(read, written), c| {

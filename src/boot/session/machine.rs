@@ -307,7 +307,9 @@ impl Boot {
     /// How it stands, for the arrival table.
     #[must_use]
     pub fn standing(&self, now: Timestamp) -> Standing {
-        let running = matches!(self.life, Life::Running(_));
+        // No loader writes: a boot that has written to its disk is in its system's hands, and a
+        // loader that calls then comes from a reset.
+        let running = matches!(self.life, Life::Running(_)) || self.disk.has_written();
         Standing {
             stage: self.attempt.last_stage,
             running,

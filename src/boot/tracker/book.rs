@@ -182,18 +182,6 @@ impl Book {
         outcome
     }
 
-    /// True if that packet is none of the attempt that is open: it would begin another, or
-    /// is of another machine.
-    pub(super) fn begins(&self, seen: &Observation) -> bool {
-        let current = self.open.get(&seen.mac).map(|b| b.standing(seen.at));
-        Caller::of(seen).is_some_and(|caller| {
-            matches!(
-                arrival(current.as_ref(), caller),
-                Arrival::Start | Arrival::Restart | Arrival::Refuse
-            )
-        })
-    }
-
     /// No attempt is open: a late report is written to the one that ended last.
     fn nowhere(&mut self, seen: &Observation, outcome: &mut Outcome) {
         let report = matches!(seen.what, Evidence::Up | Evidence::Beat | Evidence::Bye(_));

@@ -190,13 +190,6 @@ impl Tracker {
         self.shared.conclude(&book, outcome);
     }
 
-    /// True if this DHCP packet is none of the attempt that is open: it would begin another,
-    /// or is of another machine. Nothing is noted.
-    #[must_use]
-    pub fn begins(&self, seen: &Observation) -> bool {
-        self.shared.book().begins(seen)
-    }
-
     /// The open attempt of a machine.
     #[must_use]
     pub fn open_attempt(&self, mac: MacAddr) -> Option<OpenAttempt> {
