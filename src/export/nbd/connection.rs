@@ -32,6 +32,10 @@ const RECEIVE: usize = 256 * 1024;
 const SEND: usize = 192 * 1024;
 /// Bytes of a long read that make one chunk.
 const PIECE: u32 = 128 * 1024;
+/// Bytes of a read that is worth a worker's waking.
+const LONG: u32 = 64 * 1024;
+/// Reads that are with workers although they need no waiting.
+const HELPERS: usize = 2;
 /// Most bytes that one CACHE request brings into memory: it is a hint.
 const CACHE: u32 = 32 * 1024 * 1024;
 
@@ -524,6 +528,11 @@ impl Connection {
             }
         };
         match act {
+            Act::Read { whole } if self.wants_help(&request) => self.hand_over(Job::Read {
+                request,
+                done: 0,
+                whole,
+            }),
             Act::Read { whole } => {
                 let batch = &mut self.batch;
                 let patience = Patience::None;
@@ -549,6 +558,15 @@ impl Connection {
             Act::Status { most } => self.hand_over(Job::Status { request, most }),
             Act::Disconnect => Err(End::Disconnected),
         }
+    }
+
+    /// True if a worker should do a read, although it might need no waiting: it is long, more
+    /// requests are at hand, and no more than a few workers are at it. Copying then goes on
+    /// on one processor while the socket takes replies from another.
+    fn wants_help(&self, request: &Request) -> bool {
+        request.length >= LONG
+            && self.end - self.start >= REQUEST_HEADER
+            && self.serving.jobs.under_way() < HELPERS
     }
 
     fn hand_over(&mut self, job: Job) -> Result<(), End> {

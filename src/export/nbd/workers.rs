@@ -85,6 +85,12 @@ impl Jobs {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Jobs that wait or run.
+    pub(super) fn under_way(&self) -> usize {
+        let queue = self.lock();
+        queue.waiting.len() + queue.running
+    }
+
     /// Waits until all are done, then lets the threads go.
     pub(super) fn finish(&self) {
         let mut queue = self.lock();

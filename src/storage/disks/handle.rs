@@ -93,7 +93,10 @@ impl BlockDevice for Handle {
 
     fn write_at(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), BlockError> {
         self.may_write(offset, data.len() as u64)?;
-        self.disk.top().write(offset, data)?;
+        let top = self.disk.top();
+        top.write(offset, data)?;
+        top.relieve();
+        drop(top);
         self.after_write(durability)
     }
 

@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::manifest::{Form, LayerName};
@@ -35,6 +36,8 @@ pub(super) struct OpenLayer {
     pub(super) depth: usize,
     /// Filling is done by one at a time.
     upkeep: Mutex<()>,
+    /// A thread makes a checkpoint.
+    relieving: AtomicBool,
     shelf: Arc<Shelf>,
 }
 
@@ -235,6 +238,7 @@ impl Shelf {
             body,
             depth,
             upkeep: Mutex::default(),
+            relieving: AtomicBool::new(false),
             shelf: self.clone(),
         };
         if layer.size() != size {
@@ -264,6 +268,33 @@ impl OpenLayer {
         match &self.body {
             Body::Raw(raw) => raw.write(at, data),
             Body::Cow(layer) => layer.write(at, data),
+        }
+    }
+
+    /// After a write: has a checkpoint made if one is due, on a thread of its own.
+    pub(super) fn relieve(self: &Arc<Self>) {
+        let due = match &self.body {
+            Body::Raw(_) => false,
+            Body::Cow(layer) => layer.crowded(),
+        };
+        if !due || self.relieving.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let of = self.clone();
+        let work = move || {
+            if let Body::Cow(layer) = &of.body {
+                // Its error is the next flush's.
+                let _ = layer.relieve();
+            }
+            of.relieving.store(false, Ordering::Release);
+        };
+        let made = std::thread::Builder::new()
+            .name("checkpoint".to_owned())
+            .stack_size(256 * 1024)
+            .spawn(work);
+        if made.is_err() {
+            // Then a write that finds no room makes it.
+            self.relieving.store(false, Ordering::Release);
         }
     }
 

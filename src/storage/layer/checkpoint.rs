@@ -31,15 +31,20 @@ struct Turn {
     ended: u64,
     /// The last that failed, and how.
     failed: Option<(u64, io::ErrorKind, Option<i32>)>,
+    /// A checkpoint that nobody had asked for failed, and no flush has told so yet. The kernel
+    /// tells only once that it lost something.
+    owed: Option<(io::ErrorKind, Option<i32>)>,
+}
+
+fn again((kind, code): (io::ErrorKind, Option<i32>)) -> io::Error {
+    code.map_or_else(|| kind.into(), io::Error::from_raw_os_error)
 }
 
 impl Turn {
     /// How the first checkpoint from `ticket` on ended; later ones that went well count too.
     fn outcome(&self, ticket: u64) -> io::Result<()> {
         match self.failed {
-            Some((run, kind, code)) if run >= ticket => {
-                Err(code.map_or_else(|| kind.into(), io::Error::from_raw_os_error))
-            }
+            Some((run, kind, code)) if run >= ticket => Err(again((kind, code))),
             _ => Ok(()),
         }
     }
@@ -48,6 +53,22 @@ impl Turn {
 impl<M: Medium> Layer<M> {
     /// When it returns, everything written before survives a power cut.
     pub(crate) fn flush(&self) -> io::Result<()> {
+        if let Some(owed) = lock(&self.flushing.state).owed.take() {
+            return Err(again(owed));
+        }
+        self.joined()
+    }
+
+    /// A checkpoint for the sake of space. If it fails, the next flush does, too.
+    pub(crate) fn relieve(&self) -> io::Result<()> {
+        let done = self.joined();
+        if let Err(e) = &done {
+            lock(&self.flushing.state).owed = Some((e.kind(), e.raw_os_error()));
+        }
+        done
+    }
+
+    fn joined(&self) -> io::Result<()> {
         let mut turn = lock(&self.flushing.state);
         let ticket = turn.begun + 1;
         loop {

@@ -19,10 +19,10 @@ pub(crate) struct Boot(pub(crate) [u8; 16]);
 pub(crate) type Change = (u64, Entry);
 
 /// Records of a region.
-pub(crate) const RECORDS: u64 = 16 * 1024;
+pub(crate) const RECORDS: u64 = 64 * 1024;
 const RECORD: u64 = 32;
 const HEADER: usize = 64;
-const MAGIC: &[u8; 8] = b"DLSLYJ01";
+const MAGIC: &[u8; 8] = b"DLSLYJ02";
 /// Where the first region begins.
 const REGIONS_AT: u64 = 4096;
 

@@ -17,8 +17,11 @@ use super::medium::Medium;
 use super::{Content, Wait};
 use crate::storage::ExtentKind;
 
-/// Changed entries that are kept in memory until a checkpoint puts them in the tables.
-pub(crate) const MOST_PENDING: usize = 4096;
+/// Changed entries that are kept in memory until a checkpoint puts them in the tables; a write
+/// that would need more waits for one.
+pub(crate) const MOST_PENDING: usize = 28 * 1024;
+/// From here on a checkpoint is due, which no write waits for.
+const CROWDED: usize = 20 * 1024;
 /// Clusters whose entries are zeroed at once.
 const BATCH: u64 = 1024;
 
@@ -81,9 +84,15 @@ impl<M: Medium> Layer<M> {
             pending.len() >= MOST_PENDING
         };
         while full() {
-            self.flush()?;
+            self.relieve()?;
         }
         Ok(())
+    }
+
+    /// True if a checkpoint should be made before writes have to wait for one.
+    pub(crate) fn crowded(&self) -> bool {
+        let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);
+        pending.len() >= CROWDED
     }
 
     /// Writes where at least one subcluster is not stored here. Under the cluster's stripe.
