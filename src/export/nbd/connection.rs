@@ -13,6 +13,7 @@
 use std::io;
 use std::sync::Arc;
 
+use super::batch::{Batch, Broken};
 use super::line::NbdLine;
 use super::machine::request::{LONGEST_WHOLE_READ, Stable, payload};
 use super::machine::{Act, Disk, Payload, Unlawful, judge};
@@ -28,14 +29,13 @@ use crate::storage::{BlockDevice as _, BlockError, Durability, ExtentKind};
 
 /// Bytes received at once, and the longest payload that is written in one call.
 const RECEIVE: usize = 256 * 1024;
-/// Bytes of replies that go out at once.
-const SEND: usize = 192 * 1024;
+/// Bytes of replies of a connection's own thread that go out at once: two long reads. Each
+/// send wakes the client, which on one machine costs as much as copying 64 KiB.
+const SEND: usize = 304 * 1024;
+/// Bytes that a worker sends at once: it answers one request at a time.
+pub(super) const WORKER_SEND: usize = 192 * 1024;
 /// Bytes of a long read that make one chunk.
 const PIECE: u32 = 128 * 1024;
-/// Bytes of a read that is worth a worker's waking.
-const LONG: u32 = 64 * 1024;
-/// Reads that are with workers although they need no waiting.
-const HELPERS: usize = 2;
 /// Most bytes that one CACHE request brings into memory: it is a hint.
 const CACHE: u32 = 32 * 1024 * 1024;
 
@@ -50,17 +50,6 @@ pub(super) struct Serving {
     pub(super) jobs: Jobs,
 }
 
-/// Replies on their way out: a buffer that is made once.
-#[derive(Debug)]
-pub(super) struct Batch {
-    bytes: Vec<u8>,
-    filled: usize,
-}
-
-/// The connection can't go on.
-#[derive(Debug)]
-struct Broken;
-
 /// How a read is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Patience {
@@ -68,39 +57,6 @@ enum Patience {
     None,
     /// Whatever it takes.
     All,
-}
-
-impl Batch {
-    pub(super) fn new() -> Self {
-        // Zeroed pages cost nothing before they are used.
-        Self {
-            bytes: vec![0; SEND],
-            filled: 0,
-        }
-    }
-
-    /// Sends what is there if `length` more bytes have no room; they fit then, if at all.
-    fn make_room(&mut self, length: usize, outlet: &Outlet) -> Result<(), Broken> {
-        if self.filled + length > self.bytes.len() {
-            self.send(outlet)?;
-        }
-        Ok(())
-    }
-
-    fn send(&mut self, outlet: &Outlet) -> Result<(), Broken> {
-        if self.filled > 0 {
-            let sent = outlet.send(&self.bytes[..self.filled]);
-            self.filled = 0;
-            sent.map_err(|_| Broken)?;
-        }
-        Ok(())
-    }
-
-    /// Adds some bytes, for which room was made.
-    fn put(&mut self, bytes: &[u8]) {
-        self.bytes[self.filled..self.filled + bytes.len()].copy_from_slice(bytes);
-        self.filled += bytes.len();
-    }
 }
 
 /// Protocol error, metric word and sentence of a disk's error.
@@ -457,7 +413,7 @@ impl Connection {
         Self {
             serving,
             inlet,
-            batch: Batch::new(),
+            batch: Batch::new(SEND),
             received,
             start: 0,
             end: early.len(),
@@ -528,11 +484,6 @@ impl Connection {
             }
         };
         match act {
-            Act::Read { whole } if self.wants_help(&request) => self.hand_over(Job::Read {
-                request,
-                done: 0,
-                whole,
-            }),
             Act::Read { whole } => {
                 let batch = &mut self.batch;
                 let patience = Patience::None;
@@ -558,15 +509,6 @@ impl Connection {
             Act::Status { most } => self.hand_over(Job::Status { request, most }),
             Act::Disconnect => Err(End::Disconnected),
         }
-    }
-
-    /// True if a worker should do a read, although it might need no waiting: it is long, more
-    /// requests are at hand, and no more than a few workers are at it. Copying then goes on
-    /// on one processor while the socket takes replies from another.
-    fn wants_help(&self, request: &Request) -> bool {
-        request.length >= LONG
-            && self.end - self.start >= REQUEST_HEADER
-            && self.serving.jobs.under_way() < HELPERS
     }
 
     fn hand_over(&mut self, job: Job) -> Result<(), End> {

@@ -6,6 +6,7 @@
 //! TLS) and `line` for the door's questions. It decides nothing about who may have which
 //! disk: that is [`DiskDoor`](crate::boot::disks::DiskDoor)'s.
 
+mod batch;
 mod connection;
 mod handshake;
 mod line;

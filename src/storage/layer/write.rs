@@ -19,9 +19,9 @@ use crate::storage::ExtentKind;
 
 /// Changed entries that are kept in memory until a checkpoint puts them in the tables; a write
 /// that would need more waits for one.
-pub(crate) const MOST_PENDING: usize = 28 * 1024;
+pub(crate) const MOST_PENDING: usize = 14 * 1024;
 /// From here on a checkpoint is due, which no write waits for.
-const CROWDED: usize = 20 * 1024;
+const CROWDED: usize = 10 * 1024;
 /// Clusters whose entries are zeroed at once.
 const BATCH: u64 = 1024;
 
