@@ -247,7 +247,7 @@ impl Piece {
                 number(first).ok_or_else(wrong)?,
                 number(last).ok_or_else(wrong)?,
             );
-            let until = last.saturating_add(1);
+            let until = last.checked_add(1).ok_or_else(wrong)?;
             let length_fits = length.is_none_or(|length| Some(length) == until.checked_sub(first));
             if last < first || until > total || !length_fits {
                 return Err(wrong());

@@ -64,7 +64,10 @@ impl Meter {
 
     /// So much more.
     pub(super) fn add(&self, more: u64) {
-        let done = self.done.fetch_add(more, Ordering::Relaxed) + more;
+        let done = self
+            .done
+            .fetch_add(more, Ordering::Relaxed)
+            .saturating_add(more);
         self.show(done);
     }
 
@@ -87,7 +90,8 @@ impl Meter {
         if !self.lines {
             return;
         }
-        let tenths = done.saturating_mul(10) / self.all.max(1);
+        // Never more than the whole: sizes of files that grow meanwhile are guesses.
+        let tenths = done.saturating_mul(10).min(self.all.saturating_mul(10)) / self.all.max(1);
         if self.told.fetch_max(tenths, Ordering::Relaxed) < tenths {
             let line = format!("{}: {} %", output::printable(&self.what), tenths * 10);
             // Nobody to tell stops nothing.
