@@ -1,5 +1,5 @@
-//! Serves one disk to whoever asks, for benchmarks: `serve_disk nbd PORT BASE [clone]`. `BASE`
-//! is `memory`, or a raw file; with `clone` the disk is a clone of it. It has no secrets, and
+//! Serves one disk to whoever asks, for benchmarks: `serve_disk nbd|iscsi PORT BASE [clone]`.
+//! `BASE` is `memory`, or a raw file; with `clone` the disk is a clone of it. It has no secrets, and
 //! fences nobody: several connections see one disk.
 //!
 //! `serve_disk clones BASE` times the making and opening of clones, `serve_disk import FILE`
@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use dls::boot::disks::{Attachment, ChapSecrets, DiskDoor, Login, NoDisk, Proof};
 use dls::clock::Clock;
+use dls::export::iscsi::{IscsiLimits, IscsiMetrics, IscsiServer};
 use dls::export::nbd::{MultiConn, NbdLimits, NbdMetrics, NbdServer};
 use dls::model::DiskIdentity;
 use dls::storage::memory::Memory;
@@ -221,7 +222,7 @@ async fn main() -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     if arguments == ["modes"] {
         // For the script: what this build can do.
-        println!("nbd clone");
+        println!("nbd iscsi clone");
         return Ok(());
     }
     // Goes when this ends by SIGTERM.
@@ -231,7 +232,7 @@ async fn main() -> Result<()> {
         ["import", source] => return import(Path::new(source), folder.path()),
         [protocol, port, base] => (protocol, port, disk(base)?),
         [protocol, port, base, "clone"] => (protocol, port, clone(Path::new(base), folder.path())?),
-        _ => bail!("usage: serve_disk nbd PORT memory|FILE [clone]"),
+        _ => bail!("usage: serve_disk nbd|iscsi PORT memory|FILE [clone]"),
     };
     let listen = SocketAddr::from(([127, 0, 0, 1], port.parse()?));
     let door: Arc<dyn DiskDoor> = Arc::new(Open(disk));
@@ -253,6 +254,12 @@ async fn main() -> Result<()> {
             server
                 .run(door, NbdMetrics::default(), limits, cancel)
                 .await;
+        }
+        "iscsi" => {
+            let server = IscsiServer::bind(listen).await?;
+            println!("{}", server.local_addr());
+            let (metrics, limits) = (IscsiMetrics::default(), IscsiLimits::default());
+            server.run(door, metrics, limits, cancel).await;
         }
         other => bail!("no protocol {other}"),
     }

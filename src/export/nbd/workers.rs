@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::connection::{Batch, Serving};
+use super::connection::{Batch, Serving, WORKER_SEND};
 use super::machine::request::Stable;
 use super::wire::transmission::{Last, Request};
 
@@ -85,12 +85,6 @@ impl Jobs {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Jobs that wait or run.
-    pub(super) fn under_way(&self) -> usize {
-        let queue = self.lock();
-        queue.waiting.len() + queue.running
-    }
-
     /// Waits until all are done, then lets the threads go.
     pub(super) fn finish(&self) {
         let mut queue = self.lock();
@@ -157,7 +151,7 @@ impl Drop for Running<'_> {
 
 fn work(serving: &Arc<Serving>) {
     let jobs = &serving.jobs;
-    let mut batch = Batch::new();
+    let mut batch = Batch::new(WORKER_SEND);
     loop {
         let mut queue = jobs.lock();
         let job = loop {
