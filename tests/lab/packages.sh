@@ -18,7 +18,6 @@ packages=(
     # disks: initiators, servers to compare with, load
     libiscsi-bin libnbd-bin python3-libnbd nbdkit fio tgt
     # peers
-    fio libnbd-bin nbdkit python3-libnbd qemu-utils
     dnsmasq-base isc-dhcp-client isc-dhcp-relay udhcpc kea-admin tftp-hpa atftp wget python3-scapy
     # to check docker-compose.yml
     docker-compose
