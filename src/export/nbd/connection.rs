@@ -128,7 +128,12 @@ impl Serving {
     ) -> Result<(), Broken> {
         let (errno, cause) = told(error);
         self.tally.failed(cause);
-        tracing::debug!(%error, command = request.command, "a request failed");
+        let (session, offset) = (self.disk.session(), request.offset);
+        if matches!(error, BlockError::Io(_)) {
+            tracing::warn!(session.id = %session, %error, command = request.command, offset, "the store failed a request");
+        } else {
+            tracing::debug!(session.id = %session, %error, command = request.command, offset, "a request failed");
+        }
         self.error(request, errno, &error.to_string(), batch)
     }
 

@@ -73,7 +73,7 @@ impl Medium for Stored {
 
     fn try_read(&self, at: u64, buffer: &mut [u8]) -> io::Result<bool> {
         // Short: part of it is not in memory, or the file ends here; both go the slow way.
-        Ok(nowait::read_at(&self.0, buffer, offset(at)?)? == Some(buffer.len()))
+        Ok(nowait::read_at(&self.0, buffer, offset(at)?) == Some(buffer.len()))
     }
 
     fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
