@@ -14,6 +14,7 @@ pub mod catalog;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod crowd;
 pub mod dhcp;
 pub mod export;
 pub mod http;

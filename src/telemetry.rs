@@ -37,3 +37,18 @@ pub fn start_logging(log: &Log) -> Result<(), Box<dyn std::error::Error + Send +
 pub fn registry() -> Registry {
     Registry::with_prefix("dls")
 }
+
+/// Lets closed sets with `as_str` stand as the values of labels.
+macro_rules! label_by_word {
+    ($($name:ty),+) => { $(
+        impl prometheus_client::encoding::EncodeLabelValue for $name {
+            fn encode(
+                &self,
+                encoder: &mut prometheus_client::encoding::LabelValueEncoder<'_>,
+            ) -> Result<(), std::fmt::Error> {
+                std::fmt::Write::write_str(encoder, self.as_str())
+            }
+        }
+    )+ };
+}
+pub(crate) use label_by_word;

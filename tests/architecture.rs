@@ -133,7 +133,8 @@ fn purity(source: &Source) -> Vec<String> {
 }
 
 /// Layers from the bottom up. What a file may use lies on a lower layer, or is its own
-/// module. `clock`, `telemetry` and `privileges` serve all from the side.
+/// module. `clock`, `crowd`, `telemetry` and `privileges` serve all from the
+/// side.
 const LAYERS: [&[&str]; 5] = [
     &["model"],
     &[
@@ -161,7 +162,7 @@ const LAYERS: [&[&str]; 5] = [
 
 /// The modules of the top and bottom that everybody or nobody looks at.
 const ROOT: [&str; 4] = ["main", "lib", "app", "cli"];
-const EVERYWHERE: [&str; 2] = ["clock", "telemetry"];
+const EVERYWHERE: [&str; 3] = ["clock", "crowd", "telemetry"];
 
 /// The layer of a module path such as `dhcp/wire` or `dhcp/server`: the most special entry.
 fn layer(path: &str) -> Option<(usize, &'static str)> {

@@ -123,7 +123,7 @@ pub fn token_file(state_dir: &Path) -> Result<Token, TokenError> {
     let mut bytes = [0_u8; 32];
     getrandom::fill(&mut bytes)
         .map_err(|e| failed("making", std::io::Error::other(e.to_string())))?;
-    let text: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    let text = crate::model::hex(&bytes);
     let draft = state_dir.join(format!("admin.token.{}.new", std::process::id()));
     let make = || {
         match std::fs::remove_file(&draft) {

@@ -453,8 +453,7 @@ fn sum_of(source: &Path, job: &Job) -> Result<String, Stop> {
         done += read as u64;
         job.step("checking", done as f64 / size as f64);
     }
-    let sum = hasher.finalize();
-    Ok(sum.iter().map(|b| format!("{b:02x}")).collect())
+    Ok(crate::model::hex(&hasher.finalize()))
 }
 
 /// Stores the row; waits for a catalog that is away.

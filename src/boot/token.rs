@@ -54,7 +54,7 @@ impl BootToken {
     /// 32 hex digits, for a URL. The only way out of this type.
     #[must_use]
     pub fn reveal(&self) -> String {
-        self.0.iter().map(|b| format!("{b:02x}")).collect()
+        crate::model::hex(&self.0)
     }
 
     /// Reads 32 hex digits.

@@ -1,9 +1,8 @@
 //! Counters of the boot listener. Every answer and every refusal by name.
 
-use std::fmt::Write as _;
 use std::sync::atomic::AtomicI64;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -11,6 +10,8 @@ use prometheus_client::registry::Registry;
 
 use crate::boot::files::NoFile;
 use crate::boot::path::BadPath;
+use crate::crowd::Full;
+use crate::telemetry::label_by_word;
 
 /// Clones share the counters.
 #[derive(Debug, Clone, Default)]
@@ -112,6 +113,15 @@ impl Outcome {
     }
 }
 
+impl From<Full> for Crowded {
+    fn from(full: Full) -> Self {
+        match full {
+            Full::All => Self::All,
+            Full::Address => Self::Address,
+        }
+    }
+}
+
 impl Crowded {
     const fn as_str(self) -> &'static str {
         match self {
@@ -132,15 +142,6 @@ impl Cut {
     }
 }
 
-macro_rules! label_by_word {
-    ($($name:ty),+) => { $(
-        impl EncodeLabelValue for $name {
-            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-                encoder.write_str(self.as_str())
-            }
-        }
-    )+ };
-}
 label_by_word!(ItemLabel, Outcome, Crowded, Cut);
 
 impl HttpMetrics {

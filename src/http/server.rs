@@ -3,10 +3,8 @@
 //! A connection is cheap to open and costly to keep, so each has time limits for its request,
 //! its report and its reading, and each address and all together a number of connections.
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -21,6 +19,7 @@ use super::ledger::Ledger;
 use super::link::{End, Fate, Link};
 use super::metrics::{Crowded, Cut, HttpMetrics};
 use crate::boot::files::Files;
+use crate::crowd::{self, Crowd};
 
 /// Longest request head in bytes; hyper takes no less.
 const LONGEST_HEAD: usize = 8192;
@@ -125,25 +124,15 @@ impl HttpServer {
         cancel: CancellationToken,
     ) {
         let ledger = Ledger::new(files.clone());
-        let crowd = Crowd::new(limits);
+        let crowd = Crowd::new(limits.connections, limits.connections_per_address);
         let tasks = TaskTracker::new();
-        loop {
-            let accepted = tokio::select! {
-                () = cancel.cancelled() => break,
-                accepted = self.listener.accept() => accepted,
-            };
-            let (stream, client) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Out of descriptors, most likely: it passes as others end.
-                    tracing::warn!(%error, "can't accept a connection of the boot listener");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
+        while let Some((stream, client)) =
+            crowd::next(&self.listener, "the boot listener", &cancel).await
+        {
             let place = match crowd.enter(client.ip()) {
                 Ok(place) => place,
-                Err(reason) => {
+                Err(full) => {
+                    let reason = Crowded::from(full);
                     metrics.refused(reason);
                     tracing::debug!(client.ip = %client.ip(), ?reason, "refused a connection");
                     continue;
@@ -217,95 +206,9 @@ async fn serve(stream: TcpStream, desk: Desk, limits: HttpLimits, cancel: Cancel
     }
 }
 
-/// How many are in, and from where.
-#[derive(Debug, Clone)]
-struct Crowd {
-    limits: HttpLimits,
-    inside: Arc<Mutex<Inside>>,
-}
-
-#[derive(Debug, Default)]
-struct Inside {
-    all: usize,
-    by_address: HashMap<IpAddr, usize>,
-}
-
-/// A place in the crowd, given back when dropped.
-#[derive(Debug)]
-struct Place {
-    address: IpAddr,
-    inside: Arc<Mutex<Inside>>,
-}
-
-impl Crowd {
-    fn new(limits: HttpLimits) -> Self {
-        Self {
-            limits,
-            inside: Arc::default(),
-        }
-    }
-
-    fn enter(&self, address: IpAddr) -> Result<Place, Crowded> {
-        let address = address.to_canonical();
-        let mut inside = lock(&self.inside);
-        let of_address = inside.by_address.get(&address).copied().unwrap_or(0);
-        if of_address >= self.limits.connections_per_address {
-            return Err(Crowded::Address);
-        }
-        if inside.all >= self.limits.connections {
-            return Err(Crowded::All);
-        }
-        inside.all += 1;
-        inside.by_address.insert(address, of_address + 1);
-        Ok(Place {
-            address,
-            inside: self.inside.clone(),
-        })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut inside = lock(&self.inside);
-        inside.all = inside.all.saturating_sub(1);
-        if let Some(count) = inside.by_address.get_mut(&self.address) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                inside.by_address.remove(&self.address);
-            }
-        }
-    }
-}
-
-fn lock(inside: &Mutex<Inside>) -> std::sync::MutexGuard<'_, Inside> {
-    inside
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_crowd_has_limits_and_forgets_who_left() {
-        let crowd = Crowd::new(HttpLimits {
-            connections: 3,
-            connections_per_address: 2,
-            ..HttpLimits::default()
-        });
-        let (a, b) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
-        let first = crowd.enter(a).unwrap();
-        let _second = crowd.enter(a).unwrap();
-        assert_eq!(crowd.enter(a).unwrap_err(), Crowded::Address);
-        let _third = crowd.enter(b).unwrap();
-        assert_eq!(crowd.enter(b).unwrap_err(), Crowded::All);
-        drop(first);
-        drop(crowd.enter(b).unwrap());
-        let mapped = IpAddr::V6(std::net::Ipv4Addr::new(10, 0, 0, 1).to_ipv6_mapped());
-        assert_eq!(crowd.enter(mapped).unwrap().address, a);
-        assert_eq!(lock(&crowd.inside).by_address.len(), 2);
-    }
 
     #[tokio::test]
     async fn a_taken_port_is_named() {

@@ -30,6 +30,17 @@ pub use session::{BootSession, SessionStatus};
 /// A point in time, UTC. Elapsed time inside the server is monotonic: see `clock.rs`.
 pub type Timestamp = chrono::DateTime<chrono::Utc>;
 
+/// Bytes as hex digits in lower case, two for each: sums, tokens, identifiers.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string never fails.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 /// Declares a closed set of words as an enum with `as_str`, `Display`, `FromStr`,
 /// serde and `ALL`, so that the spelling in SQL, JSON, metrics and logs is one.
 macro_rules! words {

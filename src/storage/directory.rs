@@ -263,11 +263,7 @@ impl Directory {
         .await?;
         Ok(Staged {
             size_bytes: size,
-            sha256: hasher
-                .finalize()
-                .iter()
-                .map(|b| format!("{b:02x}"))
-                .collect(),
+            sha256: crate::model::hex(&hasher.finalize()),
             litter,
         })
     }
@@ -413,7 +409,7 @@ fn sweep(root: &Path) -> Result<(), StorageError> {
 }
 
 /// A rename lasts only once its directory is on disk.
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 

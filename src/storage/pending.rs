@@ -4,7 +4,6 @@
 //! last. Whoever opens the store after a crash asks the catalog about each: an image that has
 //! its row is whole (the row comes last and goes first), one that has none leaves nothing.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -12,7 +11,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::directory::StorageError;
+use super::directory::{StorageError, sync_folder};
 
 const PENDING: &str = "pending";
 
@@ -62,7 +61,7 @@ impl Pending {
             .mode(0o640)
             .open(self.path(image))
             .and_then(|file| file.sync_all())
-            .and_then(|()| File::open(&self.folder)?.sync_all())
+            .and_then(|()| sync_folder(&self.folder))
             .map_err(|e| self.failed("writing in", e))
     }
 

@@ -321,11 +321,7 @@ fn socket_dir(home: &Path, run_as: Option<&RunAs>, root: bool) -> Result<PathBuf
         beside
     } else {
         let digest = Sha256::digest(home.as_os_str().as_bytes());
-        let name: String = digest
-            .iter()
-            .take(8)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let name = crate::model::hex(&digest[..8]);
         let base = if root { "/run" } else { "/tmp" };
         Path::new(base).join(format!("dls-{name}"))
     };

@@ -228,8 +228,7 @@ fn whole_sum(path: &Path, border: u64, hash: &Mutex<Sha256>) -> std::io::Result<
     std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(border))?;
     let mut hash = hash.lock().unwrap_or_else(PoisonError::into_inner);
     std::io::copy(&mut file, &mut Sum(&mut hash))?;
-    let sum = std::mem::take(&mut *hash).finalize();
-    Ok(sum.iter().map(|b| format!("{b:02x}")).collect())
+    Ok(crate::model::hex(&std::mem::take(&mut *hash).finalize()))
 }
 
 /// A sum as something to write to.
@@ -385,8 +384,7 @@ async fn receive(
     }
     out.set_len(length).map_err(failed)?;
     out.sync_all().map_err(failed)?;
-    let sum = hash.finalize();
-    Ok((sum.iter().map(|b| format!("{b:02x}")).collect(), length))
+    Ok((crate::model::hex(&hash.finalize()), length))
 }
 
 /// A line for people, beside the output.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
+use super::lun::lock;
 use super::metrics::Ending;
 use super::output::{Numbering, Output};
 use super::wire::NO_TAG;
@@ -153,8 +154,4 @@ impl fmt::Debug for Connection {
             .field("peer", &self.peer)
             .finish_non_exhaustive()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

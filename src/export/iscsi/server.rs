@@ -30,6 +30,7 @@ use super::wire::Digests;
 use super::wire::answer::Answer;
 use crate::boot::disks::{Attachment, DiskDoor, Login, NoDisk, Proof};
 use crate::clock::Clock;
+use crate::crowd;
 use crate::model::{DiskIdentity, DiskProtocol};
 
 /// How long an older session of the same initiator port may take to end.
@@ -123,20 +124,9 @@ impl IscsiServer {
         });
         let logins = Arc::new(Semaphore::new(limits.logins));
         let tasks = TaskTracker::new();
-        loop {
-            let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
-                () = cancel.cancelled() => break,
-            };
-            let (stream, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Out of file descriptors, most likely: it passes.
-                    tracing::warn!(%error, "iSCSI: can't accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
+        while let Some((stream, peer)) =
+            crowd::next(&self.listener, "the iSCSI listener", &cancel).await
+        {
             let Ok(permit) = logins.clone().try_acquire_owned() else {
                 hub.metrics.refused("too_many_logins");
                 continue;
@@ -356,7 +346,7 @@ impl Hub {
             header: params.header_digest,
             data: params.data_digest,
         });
-        let isid: String = ready.isid.iter().map(|b| format!("{b:02x}")).collect();
+        let isid = crate::model::hex(&ready.isid);
         let nexus: Nexus = format!("{},i,0x{isid}", ready.initiator).into();
         let (identity, boot) = (device.identity(), device.session());
         let (lun, seat) = self.luns.join(identity, boot, nexus);

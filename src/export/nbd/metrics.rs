@@ -1,16 +1,17 @@
 //! What the NBD server counts. Every refusal, every error and every end has a name here;
 //! labels come from closed sets.
 
-use std::fmt::Write as _;
 use std::sync::atomic::AtomicI64;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::machine::Ending;
+use crate::crowd::Full;
+use crate::telemetry::label_by_word;
 
 /// Clones share the counters.
 #[derive(Debug, Clone, Default)]
@@ -76,6 +77,15 @@ pub(super) enum Command {
     WriteZeroes,
     BlockStatus,
     Other,
+}
+
+impl From<Full> for Crowded {
+    fn from(full: Full) -> Self {
+        match full {
+            Full::All => Self::Handshakes,
+            Full::Address => Self::Address,
+        }
+    }
 }
 
 impl Crowded {
@@ -178,15 +188,6 @@ struct ErrorLabels {
     cause: &'static str,
 }
 
-macro_rules! label_by_word {
-    ($($name:ty),+) => { $(
-        impl EncodeLabelValue for $name {
-            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-                encoder.write_str(self.as_str())
-            }
-        }
-    )+ };
-}
 label_by_word!(Crowded, Attach, End, Command);
 
 /// The counters of the hot path, looked up once per connection.

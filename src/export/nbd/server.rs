@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use super::line::NbdLine;
 use super::metrics::{Crowded, End, NbdMetrics};
 use super::tls::Tls;
 use crate::boot::disks::{DiskDoor, Line as _};
+use crate::crowd::{self, Crowd, Place};
 
 /// Limits of the server. The defaults suit any site.
 #[derive(Debug, Clone)]
@@ -99,7 +100,7 @@ impl NbdServer {
         limits: NbdLimits,
         cancel: CancellationToken,
     ) {
-        let crowd = Crowd::new(&limits);
+        let crowd = Crowd::new(limits.handshakes, limits.handshakes_per_address);
         let tasks = TaskTracker::new();
         let hall = Hall {
             door,
@@ -110,23 +111,13 @@ impl NbdServer {
             tasks: tasks.clone(),
             limits: Arc::new(limits),
         };
-        loop {
-            let accepted = tokio::select! {
-                () = cancel.cancelled() => break,
-                accepted = self.listener.accept() => accepted,
-            };
-            let (stream, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Out of descriptors, most likely: it passes as others end.
-                    tracing::warn!(%error, "can't accept a connection of the NBD listener");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
+        while let Some((stream, peer)) =
+            crowd::next(&self.listener, "the NBD listener", &cancel).await
+        {
             let place = match crowd.enter(peer.ip()) {
                 Ok(place) => place,
-                Err(reason) => {
+                Err(full) => {
+                    let reason = Crowded::from(full);
                     metrics.refused(reason);
                     tracing::debug!(client.ip = %peer.ip(), ?reason, "refused a connection");
                     continue;
@@ -213,90 +204,5 @@ pub(super) struct Listed {
 impl Drop for Listed {
     fn drop(&mut self) {
         self.lines.lock().remove(&self.number);
-    }
-}
-
-/// How many are in the handshake, and from where.
-#[derive(Debug, Clone)]
-struct Crowd {
-    all: usize,
-    of_address: usize,
-    inside: Arc<Mutex<Inside>>,
-}
-
-#[derive(Debug, Default)]
-struct Inside {
-    all: usize,
-    by_address: HashMap<IpAddr, usize>,
-}
-
-/// A place in the crowd, given back when dropped.
-#[derive(Debug)]
-struct Place {
-    address: IpAddr,
-    inside: Arc<Mutex<Inside>>,
-}
-
-impl Crowd {
-    fn new(limits: &NbdLimits) -> Self {
-        Self {
-            all: limits.handshakes,
-            of_address: limits.handshakes_per_address,
-            inside: Arc::default(),
-        }
-    }
-
-    fn enter(&self, address: IpAddr) -> Result<Place, Crowded> {
-        let address = address.to_canonical();
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        if inside.all >= self.all {
-            return Err(Crowded::Handshakes);
-        }
-        let count = inside.by_address.get(&address).copied().unwrap_or(0);
-        if count >= self.of_address {
-            return Err(Crowded::Address);
-        }
-        inside.by_address.insert(address, count + 1);
-        inside.all += 1;
-        Ok(Place {
-            address,
-            inside: self.inside.clone(),
-        })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        inside.all -= 1;
-        if let Some(count) = inside.by_address.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                inside.by_address.remove(&self.address);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_crowd_has_limits_and_forgets_who_left() {
-        let crowd = Crowd::new(&NbdLimits {
-            handshakes: 3,
-            handshakes_per_address: 2,
-            ..NbdLimits::default()
-        });
-        let (a, b) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
-        let first = crowd.enter(a).unwrap();
-        let _second = crowd.enter(a).unwrap();
-        assert_eq!(crowd.enter(a).err(), Some(Crowded::Address));
-        let _third = crowd.enter(b).unwrap();
-        assert_eq!(crowd.enter(b).err(), Some(Crowded::Handshakes));
-        drop(first);
-        assert!(crowd.enter(a).is_ok());
-        assert_eq!(crowd.inside.lock().unwrap().all, 2);
     }
 }

@@ -8,9 +8,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::import::write_sparse;
-use super::manifest::{Form, sync_folder};
+use super::manifest::Form;
 use super::shelf::OpenLayer;
 use super::{io_error, qemu};
+use crate::storage::directory::sync_folder;
 use crate::storage::layer::{Content, Wait};
 use crate::storage::{DiskFormat, ExtentKind, Progress, VolumeError};
 

@@ -337,8 +337,7 @@ impl Hash {
 
     fn finish(mut self, size: u64) -> String {
         self.zeroes_to(size);
-        let digest = self.sha.finalize();
-        digest.iter().map(|b| format!("{b:02x}")).collect()
+        crate::model::hex(&self.sha.finalize())
     }
 }
 

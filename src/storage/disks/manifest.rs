@@ -1,7 +1,7 @@
 //! What is kept of a volume beside its layers: a small file that names them. It is replaced
 //! as a whole or not at all.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -9,6 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::storage::directory::sync_folder;
 use crate::storage::{SnapshotId, SnapshotName, Volume};
 
 /// The name of a layer's file; nothing from outside ever is part of it.
@@ -241,11 +242,6 @@ impl Manifest {
         }
         Ok(())
     }
-}
-
-/// Makes names in a folder durable.
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]

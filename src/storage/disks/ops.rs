@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio_util::sync::CancellationToken;
 
 use super::handle::{Disk, Handle};
-use super::manifest::{Form, LayerName, Manifest, file_name, sync_folder};
+use super::manifest::{Form, LayerName, Manifest, file_name};
 use super::shelf::Role;
 use super::{DiskStore, MOST_LAYERS, Record, io_error};
+use crate::storage::directory::sync_folder;
 use crate::storage::layer::format::Geometry;
 use crate::storage::{
     Access, BlockDevice, DiskFormat, Imported, Progress, SnapshotId, Storage, Volume, VolumeError,

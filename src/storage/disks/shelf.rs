@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::manifest::{Form, LayerName};
+use crate::storage::directory::sync_folder;
 use crate::storage::layer::cow::{self, Layer, Surroundings};
 use crate::storage::layer::format::Below;
 use crate::storage::layer::medium::{Medium, Stored};
@@ -120,7 +121,7 @@ impl Shelf {
     /// Makes a layer's file and its name durable.
     pub(super) fn settle(&self, name: LayerName) -> io::Result<()> {
         File::open(self.path(name))?.sync_all()?;
-        super::manifest::sync_folder(&self.folder)
+        sync_folder(&self.folder)
     }
 
     /// Says what is wrong with a layer's file, if something is.

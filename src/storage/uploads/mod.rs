@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::directory::StorageError;
+use super::directory::{StorageError, sync_folder};
 use crate::model::{Image, Timestamp};
 
 const UPLOADS: &str = "uploads";
@@ -287,9 +287,7 @@ impl Held {
             .map_err(|e| self.failed("making", e))?;
         self.open_data()?;
         self.write_record()?;
-        File::open(self.shared.folder())
-            .and_then(|folder| folder.sync_all())
-            .map_err(|e| self.failed("syncing", e))
+        sync_folder(&self.shared.folder()).map_err(|e| self.failed("syncing", e))
     }
 
     fn open_data(&mut self) -> Result<(), StorageError> {
@@ -320,7 +318,7 @@ impl Held {
                 io::Write::write_all(&mut file, &text)?;
                 file.sync_all()?;
                 std::fs::rename(&draft, &record)?;
-                File::open(self.place())?.sync_all()
+                sync_folder(&self.place())
             })
             .map_err(|e| self.failed("writing in", e))
     }

@@ -141,12 +141,7 @@ fn base64(body: &[u8], most: usize) -> Option<Vec<u8>> {
 /// `0x` and hex digits.
 #[must_use]
 pub fn to_hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold("0x".to_owned(), |mut text, b| {
-        // Writing to a string never fails.
-        let _ = write!(text, "{b:02x}");
-        text
-    })
+    format!("0x{}", crate::model::hex(bytes))
 }
 
 #[cfg(test)]
