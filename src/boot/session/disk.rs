@@ -43,6 +43,8 @@ pub(super) struct Disk {
     pub(super) system: Option<Timestamp>,
     /// Since when no connection is open; `None` while one is, or before the first.
     pub(super) idle: Option<Timestamp>,
+    /// Something was written to it in this boot.
+    pub(super) written: bool,
     /// Bytes read and written over connections that are gone.
     pub(super) before: (i64, i64),
 }
@@ -74,11 +76,6 @@ impl Disk {
         self.since_script = 0;
         self.attached = None;
         self.system = None;
-    }
-
-    /// True once something was written to it in this boot.
-    pub(super) fn has_written(&self) -> bool {
-        self.totals().1 > 0
     }
 
     fn totals(&self) -> (i64, i64) {
@@ -150,6 +147,7 @@ impl Boot {
                 self.disk_used_first(at, Stage::DiskRead, *connection, out);
             }
             Evidence::DiskWritten { connection } => {
+                self.disk.written = true;
                 self.disk_used_first(at, Stage::DiskWritten, *connection, out);
             }
             Evidence::DiskUsed(moved) => self.disk.moved(*moved),

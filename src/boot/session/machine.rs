@@ -309,7 +309,7 @@ impl Boot {
     pub fn standing(&self, now: Timestamp) -> Standing {
         // No loader writes: a boot that has written to its disk is in its system's hands, and a
         // loader that calls then comes from a reset.
-        let running = matches!(self.life, Life::Running(_)) || self.disk.has_written();
+        let running = matches!(self.life, Life::Running(_)) || self.disk.written;
         Standing {
             stage: self.attempt.last_stage,
             running,

@@ -92,6 +92,7 @@ impl Boot {
                     self.disk.mode.get_or_insert(mode);
                 }
             }
+            Stage::DiskWritten => self.disk.written = true,
             Stage::Up => {
                 let inferred = event
                     .detail

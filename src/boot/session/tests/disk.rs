@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::*;
+use crate::boot::session::arrival::Caller;
 use crate::model::{BootMethod, DiskMode, DiskProtocol};
 
 pub(super) fn login(connection: u64) -> Evidence {
@@ -324,4 +325,34 @@ fn a_machine_is_turned_away_in_words() {
     assert_eq!(rows.last().stage, Stage::Refused);
     assert_eq!(rows.last().detail["reason"], "disk_in_use");
     assert!(boot.is_open());
+}
+
+/// No loader writes: one that calls after a write is of a machine that was reset (or of
+/// another one), and an ephemeral disk must not be found again.
+#[test]
+fn a_loader_that_calls_after_a_write_begins_anew() {
+    let call = Caller {
+        speaker: Speaker::Ipxe,
+        http: false,
+        smbios_uuid: None,
+    };
+    let life = [
+        (2, login(1)),
+        (3, Evidence::DiskRead { connection: 1 }),
+        (30, login(2)),
+        (35, Evidence::DiskWritten { connection: 2 }),
+    ];
+    let (read_only, _) = disk_boot(BootMethod::San, PhoneHome::Auto, &life[..3]);
+    let standing = read_only.standing(at(36));
+    assert_eq!(arrival(Some(&standing), call), Arrival::Join);
+    // At the first write already, whatever its bytes are counted as.
+    let (wrote, rows) = disk_boot(BootMethod::San, PhoneHome::Auto, &life);
+    let standing = wrote.standing(at(36));
+    assert_eq!(arrival(Some(&standing), call), Arrival::Restart);
+
+    // The same after a restart of the server.
+    let (row, session) = (wrote.attempt().clone(), wrote.session().cloned());
+    let again = Boot::recall(Rules::default(), row, &rows.events, session, at(40)).unwrap();
+    let standing = again.standing(at(41));
+    assert_eq!(arrival(Some(&standing), call), Arrival::Restart);
 }
