@@ -1,7 +1,7 @@
 //! A session's own thread: from the last answer of its login to its end. It reads as much as
 //! the socket has, does what lies there, and sends all answers together.
 
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use super::wire::answer::{Answer, RejectReason};
 use super::wire::text::{Text, pairs};
 use super::wire::{Digests, FINAL, Framed, HEADER, LONGEST_DATA, NO_TAG, Pdu, Request, frame};
 use crate::clock::Clock;
+use crate::export::attention::Attention;
 
 /// The buffer for what comes; it grows when a longer PDU does.
 const BUFFER: usize = 64 * 1024;
@@ -86,6 +87,7 @@ impl Session {
         let mut buffer = vec![0; BUFFER];
         let (mut start, mut end) = (0, 0);
         let mut heard = self.clock.instant();
+        let mut attention = Attention::default();
         loop {
             let mut needs;
             loop {
@@ -120,7 +122,7 @@ impl Session {
                     buffer.resize(needs.next_multiple_of(BUFFER), 0);
                 }
             }
-            match (&*self.connection.stream).read(&mut buffer[end..]) {
+            match attention.receive(&self.connection.stream, &mut buffer[end..]) {
                 Ok(0) => return self.connection.closed_for().unwrap_or(Ending::Lost),
                 Ok(read) => {
                     end += read;
@@ -129,7 +131,6 @@ impl Session {
                         self.unanswered = 0;
                     }
                 }
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                     if let Some(ending) = self.silence(heard) {
                         return ending;

@@ -7,6 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustls::ServerConnection;
 
+use crate::export::attention::Attention;
+
 /// Bytes of ciphertext read at once.
 const CIPHER: usize = 64 * 1024;
 
@@ -28,6 +30,7 @@ enum Layer {
 #[derive(Debug)]
 pub(super) struct Inlet {
     cipher: Option<Cipher>,
+    attention: Attention,
 }
 
 /// Ciphertext that TLS has not taken yet.
@@ -46,7 +49,11 @@ pub(super) fn halves(socket: TcpStream, tls: Option<Box<ServerConnection>>) -> (
         end: 0,
     });
     let state = Mutex::new(tls.map_or(Layer::Plain, Layer::Tls));
-    (Inlet { cipher }, Outlet { socket, state })
+    let inlet = Inlet {
+        cipher,
+        attention: Attention::default(),
+    };
+    (inlet, Outlet { socket, state })
 }
 
 impl Outlet {
@@ -116,7 +123,7 @@ impl Inlet {
     /// Waits for bytes and puts them to the front of `buffer`, which is not empty; 0: the end.
     pub(super) fn receive(&mut self, outlet: &Outlet, buffer: &mut [u8]) -> io::Result<usize> {
         let Some(cipher) = &mut self.cipher else {
-            return retry(|| (&outlet.socket).read(buffer));
+            return self.attention.receive(&outlet.socket, buffer);
         };
         loop {
             {
@@ -144,21 +151,12 @@ impl Inlet {
                 }
             }
             // Without the lock: replies go out while nothing comes in.
-            let read = retry(|| (&outlet.socket).read(&mut cipher.bytes))?;
+            let read = self.attention.receive(&outlet.socket, &mut cipher.bytes)?;
             if read == 0 {
                 // Without a close_notify; the protocol has its own end.
                 return Ok(0);
             }
             (cipher.start, cipher.end) = (0, read);
-        }
-    }
-}
-
-fn retry(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match read() {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            other => return other,
         }
     }
 }

@@ -1,0 +1,172 @@
+//! Waiting for the next request of a connection that asks one thing after the other.
+//!
+//! A thread that sleeps until bytes come costs such a client the wake-up of an idle processor
+//! at each request, which on a virtual machine takes longer than the request itself. So a
+//! connection whose requests follow close on each other is looked at for a moment before its
+//! thread sleeps. What that costs is bounded: a look gives its processor to whoever wants it
+//! (`sched_yield`), only a few connections look at a time, and one that looked in vain does so
+//! ever more rarely.
+
+use std::io::{self, ErrorKind, Read as _};
+use std::net::TcpStream;
+use std::os::fd::AsRawFd as _;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+
+/// Looks before the thread sleeps: some 100 µs, a client's turn-around on a fast network.
+const LOOKS: u32 = 200;
+/// Most waits in a row that are slept through at once after looking in vain.
+const MOST_PATIENCE: u32 = 1024;
+
+/// Connections that look at this moment.
+static LOOKING: AtomicUsize = AtomicUsize::new(0);
+/// As many may: the other half of the processors is for the work.
+static MOST_LOOKING: LazyLock<usize> =
+    LazyLock::new(|| std::thread::available_parallelism().map_or(0, |n| n.get() / 2));
+
+/// What a connection's waits so far tell of the next one.
+#[derive(Debug, Default)]
+pub struct Attention {
+    /// Waits to sleep through before it looks again.
+    rest: u32,
+    /// How many it will be after the next vain look.
+    patience: u32,
+}
+
+impl Attention {
+    /// Receives as `read` does: at least a byte, or 0 at the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// Those of `read(2)`, the socket's time limit among them; an interrupted call is repeated.
+    pub fn receive(&mut self, socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(received) = self.look(socket, buffer)? {
+            return Ok(received);
+        }
+        loop {
+            match (&*socket).read(buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn look(&mut self, socket: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        if !self.is_due() {
+            return Ok(None);
+        }
+        let Some(_place) = Place::take() else {
+            return Ok(None);
+        };
+        for _ in 0..LOOKS {
+            match recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(received) => {
+                    self.patience = 0;
+                    return Ok(Some(received));
+                }
+                Err(Errno::EAGAIN | Errno::EINTR) => std::thread::yield_now(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.looked_in_vain();
+        Ok(None)
+    }
+
+    /// Whether this wait is one to look through.
+    const fn is_due(&mut self) -> bool {
+        let due = self.rest == 0;
+        self.rest = self.rest.saturating_sub(1);
+        due
+    }
+
+    fn looked_in_vain(&mut self) {
+        self.patience = (self.patience * 2).clamp(1, MOST_PATIENCE);
+        self.rest = self.patience;
+    }
+}
+
+/// A place among those that look.
+struct Place;
+
+impl Place {
+    fn take() -> Option<Self> {
+        let before = LOOKING.fetch_add(1, Ordering::Relaxed);
+        let place = Self;
+        (before < *MOST_LOOKING).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        LOOKING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (near, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn looking_in_vain_makes_it_ever_rarer_and_success_frequent_again() {
+        let mut attention = Attention::default();
+        let mut waits = Vec::new();
+        for _ in 0..14 {
+            let mut slept = 0;
+            while !attention.is_due() {
+                slept += 1;
+            }
+            waits.push(slept);
+            attention.looked_in_vain();
+        }
+        assert_eq!(waits[..6], [0, 1, 2, 4, 8, 16]);
+        assert_eq!(waits[11..], [1024, 1024, 1024]);
+    }
+
+    #[test]
+    fn it_receives_what_is_there_what_comes_later_and_the_end() {
+        let (near, far) = pair();
+        let mut attention = Attention::default();
+        let mut buffer = [0; 16];
+        (&near).write_all(b"there").unwrap();
+        assert_eq!(attention.receive(&far, &mut buffer).unwrap(), 5);
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            (&near).write_all(b"late").unwrap();
+            near
+        });
+        assert_eq!(attention.receive(&far, &mut buffer).unwrap(), 4);
+        assert_eq!(&buffer[..4], b"late");
+        drop(late.join().unwrap());
+        assert_eq!(attention.receive(&far, &mut buffer).unwrap(), 0);
+    }
+
+    #[test]
+    fn the_sockets_time_limit_holds() {
+        let (_near, far) = pair();
+        far.set_read_timeout(Some(Duration::from_millis(20)))
+            .unwrap();
+        let error = Attention::default().receive(&far, &mut [0; 16]);
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn no_more_look_at_a_time_than_may() {
+        // Others of this process may look meanwhile: all that can be had are fewer than more.
+        let places: Vec<_> = (0..*MOST_LOOKING + 8).map(|_| Place::take()).collect();
+        let had = places.iter().flatten().count();
+        assert!(had <= *MOST_LOOKING, "{had}");
+    }
+}
