@@ -209,14 +209,26 @@ impl<M: Medium> Layer<M> {
         Ok(Some(entry))
     }
 
+    /// Reads a page of a table, and gives one entry of it. A page that was being written
+    /// meanwhile may be partly of before and partly of after, which no entry survives: it is
+    /// read again while nobody writes.
     fn load(&self, page: u64, within: usize, wait: Wait) -> io::Result<Option<(u64, u64)>> {
         let before = self.table_writes.load(Ordering::Acquire);
+        let steady =
+            || before.is_multiple_of(2) && self.table_writes.load(Ordering::Acquire) == before;
         let mut bytes = [0; PAGE as usize];
         let at = self.geometry.l2_at + page * PAGE;
         match wait {
             Wait::Yes => self.file.read(at, &mut bytes)?,
             Wait::No if self.file.try_read(at, &mut bytes)? => {}
             Wait::No => return Ok(None),
+        }
+        if !steady() {
+            if wait == Wait::No {
+                return Ok(None);
+            }
+            let _nobody_writes = lock(&self.tables);
+            self.file.read(at, &mut bytes)?;
         }
         let words = |two: &[u8]| {
             let (place, bits) = two.split_at(8);
@@ -228,9 +240,7 @@ impl<M: Medium> Layer<M> {
             .any(|b| *b != 0)
             .then(|| bytes.chunks_exact(16).map(words).collect::<Arc<[_]>>());
         let found = content.as_ref().map_or((0, 0), |c| c[within]);
-        self.with.cache.insert(self.number, page, content, || {
-            before.is_multiple_of(2) && self.table_writes.load(Ordering::Acquire) == before
-        });
+        self.with.cache.insert(self.number, page, content, steady);
         Ok(Some(found))
     }
 

@@ -5,6 +5,7 @@ mod crash;
 mod faults;
 mod memory;
 mod model;
+mod torn;
 
 use std::sync::Arc;
 
@@ -35,6 +36,16 @@ pub(super) fn open<M: Medium + Clone>(
     below: Option<Arc<dyn Content>>,
     boot: u8,
 ) -> Result<Layer<M>, Fault> {
+    open_with(file, journal, below, &surroundings(boot))
+}
+
+/// As [`open`], with a cache of the caller's.
+pub(super) fn open_with<M: Medium + Clone>(
+    file: &M,
+    journal: &M,
+    below: Option<Arc<dyn Content>>,
+    with: &Surroundings,
+) -> Result<Layer<M>, Fault> {
     let header = inspect(file)?;
     let journal = journal.clone();
     Layer::open(
@@ -43,7 +54,7 @@ pub(super) fn open<M: Medium + Clone>(
         &header,
         below,
         Box::new(move || Ok(journal.clone())),
-        &surroundings(boot),
+        with,
     )
 }
 
