@@ -5,7 +5,9 @@
 //! that goes past the end fails whole and changes nothing.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 /// What a disk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +78,16 @@ impl From<io::Error> for BlockError {
     }
 }
 
+/// Bytes of a disk as they lie in a file of the system, in memory and never to change: they can
+/// go to a socket without being copied.
+#[derive(Debug, Clone)]
+pub struct Lent {
+    /// The file.
+    pub file: Arc<File>,
+    /// Where in it they begin.
+    pub at: u64,
+}
+
 /// One open disk.
 pub trait BlockDevice: Send + Sync + fmt::Debug {
     /// Size and nature; never changes while it is open.
@@ -95,6 +107,15 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
     /// See [`BlockError`].
     fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, BlockError> {
         self.read_at(offset, buffer).map(|()| true)
+    }
+
+    /// A range as a part of a file, where it is that: data of an image that nobody writes any
+    /// more, in memory already. `None` where it has to be read.
+    ///
+    /// # Errors
+    /// See [`BlockError`].
+    fn lend(&self, _offset: u64, _length: usize) -> Result<Option<Lent>, BlockError> {
+        Ok(None)
     }
 
     /// Writes all of `data` at `offset`.

@@ -18,7 +18,7 @@ pub mod pending;
 pub mod uploads;
 pub mod volume;
 
-pub use block::{BlockDevice, BlockError, DeviceInfo, Durability, Extent, ExtentKind};
+pub use block::{BlockDevice, BlockError, DeviceInfo, Durability, Extent, ExtentKind, Lent};
 pub use directory::{Directory, Staged, StorageError};
 pub use disks::DiskStore;
 pub use pending::Pending;

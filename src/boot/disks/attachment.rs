@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use uuid::Uuid;
 
 use crate::model::DiskIdentity;
-use crate::storage::{BlockDevice, BlockError, DeviceInfo, Durability, Extent};
+use crate::storage::{BlockDevice, BlockError, DeviceInfo, Durability, Extent, Lent};
 
 /// What a connection has moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -236,6 +236,15 @@ impl BlockDevice for Attachment {
             self.has_read(buffer.len());
         }
         Ok(done)
+    }
+
+    fn lend(&self, offset: u64, length: usize) -> Result<Option<Lent>, BlockError> {
+        let _pass = self.held.gate.enter()?;
+        let lent = self.held.device.lend(offset, length)?;
+        if lent.is_some() {
+            self.has_read(length);
+        }
+        Ok(lent)
     }
 
     fn write_at(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), BlockError> {

@@ -2,6 +2,7 @@
 //! nor the disk.
 
 use super::outlet::Outlet;
+use crate::storage::Lent;
 
 /// Replies on their way out: a buffer that is made once.
 #[derive(Debug)]
@@ -38,6 +39,19 @@ impl Batch {
             sent.map_err(|_| Broken)?;
         }
         Ok(())
+    }
+
+    /// Sends what is there and `length` bytes of a file behind it.
+    pub(super) fn send_with(
+        &mut self,
+        lent: &Lent,
+        length: usize,
+        outlet: &Outlet,
+    ) -> Result<(), Broken> {
+        let head = &self.bytes[..self.filled];
+        let sent = outlet.turn().send_file(head, lent, length);
+        self.filled = 0;
+        sent.map_err(|_| Broken)
     }
 
     /// Adds some bytes, for which room was made.

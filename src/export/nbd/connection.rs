@@ -25,7 +25,7 @@ use super::wire::transmission::{
 };
 use super::workers::{Job, Jobs, hand_over};
 use crate::boot::disks::{Attachment, Line as _};
-use crate::storage::{BlockDevice as _, BlockError, Durability, ExtentKind};
+use crate::storage::{BlockDevice as _, BlockError, Durability, ExtentKind, Lent};
 
 /// Bytes received at once, and the longest payload that is written in one call.
 const RECEIVE: usize = 256 * 1024;
@@ -36,6 +36,9 @@ const SEND: usize = 304 * 1024;
 pub(super) const WORKER_SEND: usize = 192 * 1024;
 /// Bytes of a long read that make one chunk.
 const PIECE: u32 = 128 * 1024;
+/// Reads from that length on are sent from the image's file itself where they can be; below it
+/// copying is cheaper.
+const LEND: usize = 64 * 1024;
 /// Most bytes that one CACHE request brings into memory: it is a hint.
 const CACHE: u32 = 32 * 1024 * 1024;
 
@@ -43,6 +46,8 @@ const CACHE: u32 = 32 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct Serving {
     pub(super) outlet: Outlet,
+    /// The outlet's socket is not encrypted.
+    pub(super) takes_files: bool,
     pub(super) line: Arc<NbdLine>,
     pub(super) disk: Attachment,
     pub(super) facts: Disk,
@@ -156,6 +161,19 @@ impl Serving {
         }
     }
 
+    /// A long read as part of a file, where it is one and the socket takes it so.
+    fn lend(
+        &self,
+        offset: u64,
+        length: usize,
+        patience: Patience,
+    ) -> Result<Option<Lent>, BlockError> {
+        if patience == Patience::All || length < LEND || !self.takes_files {
+            return Ok(None);
+        }
+        self.disk.lend(offset, length)
+    }
+
     /// Reads and answers. Gives back from where on it would have to wait, if it may not.
     fn read(
         &self,
@@ -198,6 +216,25 @@ impl Serving {
             let offset = request.offset + u64::from(done);
             let size = length as usize;
             batch.make_room((DATA_CHUNK_HEADER + size).max(HOLE_CHUNK), &self.outlet)?;
+            let last = if length == request.length - done {
+                Last::Yes
+            } else {
+                Last::No
+            };
+            match self.lend(offset, size, patience) {
+                Ok(Some(lent)) => {
+                    batch.put(&data_chunk(cookie, offset, length, last));
+                    batch.send_with(&lent, size, &self.outlet)?;
+                    self.tally.read(size);
+                    done += length;
+                    continue;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    self.failed(request, &error, batch)?;
+                    return Ok(None);
+                }
+            }
             let start = batch.filled + DATA_CHUNK_HEADER;
             let data = &mut batch.bytes[start..start + size];
             match self.fetch(offset, data, patience) {
@@ -210,11 +247,6 @@ impl Serving {
             }
             self.tally.read(size);
             done += length;
-            let last = if done == request.length {
-                Last::Yes
-            } else {
-                Last::No
-            };
             if size > HOLE_CHUNK && is_zero(data) {
                 batch.put(&hole_chunk(cookie, offset, length, last));
             } else {

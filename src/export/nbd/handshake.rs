@@ -348,6 +348,7 @@ impl Ready {
         let info = given.disk.info();
         let (inlet, outlet) = halves(socket, tls);
         let serving = Arc::new(Serving {
+            takes_files: outlet.takes_files(),
             outlet,
             line: line.clone(),
             facts: Disk {

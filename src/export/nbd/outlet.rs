@@ -3,11 +3,16 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsRawFd as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use nix::errno::Errno;
+use nix::sys::sendfile::sendfile;
+use nix::sys::socket::{MsgFlags, send};
 use rustls::ServerConnection;
 
 use crate::export::attention::Attention;
+use crate::storage::Lent;
 
 /// Bytes of ciphertext read at once.
 const CIPHER: usize = 64 * 1024;
@@ -74,6 +79,11 @@ impl Outlet {
         }
     }
 
+    /// True if a file's bytes can go out without being copied: what is encrypted is copied.
+    pub(super) fn takes_files(&self) -> bool {
+        matches!(&*self.lock(), Layer::Plain)
+    }
+
     /// Says that nothing more is coming.
     pub(super) fn close(&self) {
         if let Layer::Tls(tls) = &mut *self.lock() {
@@ -92,6 +102,15 @@ pub(super) struct Sending<'a> {
 }
 
 impl Sending<'_> {
+    /// Sends all of `head` and then `length` bytes of a file without copying them; only where
+    /// the outlet [takes files](Outlet::takes_files).
+    pub(super) fn send_file(&mut self, head: &[u8], lent: &Lent, length: usize) -> io::Result<()> {
+        match &*self.layer {
+            Layer::Plain => send_file(self.socket, head, lent, length),
+            Layer::Tls(_) => Err(ErrorKind::Unsupported.into()),
+        }
+    }
+
     /// Sends all of it; blocks while the other end does not take it.
     pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         match &mut *self.layer {
@@ -108,6 +127,31 @@ impl Sending<'_> {
             }
         }
     }
+}
+
+/// Sends all of `head`, which more follows, and `length` bytes of a file; blocks while the other
+/// end does not take them.
+fn send_file(socket: &TcpStream, mut head: &[u8], lent: &Lent, length: usize) -> io::Result<()> {
+    let flags = MsgFlags::from_bits_retain(libc::MSG_MORE) | MsgFlags::MSG_NOSIGNAL;
+    while !head.is_empty() {
+        match send(socket.as_raw_fd(), head, flags) {
+            Ok(sent) => head = &head[sent..],
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut at = i64::try_from(lent.at).map_err(|_| ErrorKind::InvalidInput)?;
+    let mut left = length;
+    while left > 0 {
+        match sendfile(socket, &*lent.file, Some(&mut at), left) {
+            // The file became shorter than it was.
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(sent) => left -= sent,
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 fn drain(tls: &mut ServerConnection, mut socket: &TcpStream) -> io::Result<()> {

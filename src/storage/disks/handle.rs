@@ -7,7 +7,9 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use super::DiskStore;
 use super::shelf::OpenLayer;
 use crate::storage::layer::{Content, Wait};
-use crate::storage::{Access, BlockDevice, BlockError, DeviceInfo, Durability, Extent, Volume};
+use crate::storage::{
+    Access, BlockDevice, BlockError, DeviceInfo, Durability, Extent, Lent, Volume,
+};
 
 /// An open volume.
 #[derive(Debug)]
@@ -88,6 +90,15 @@ impl BlockDevice for Handle {
         match self.disk.top.try_read() {
             Ok(top) => Ok(top.read(offset, buffer, Wait::No)?),
             Err(_) => Ok(false),
+        }
+    }
+
+    fn lend(&self, offset: u64, length: usize) -> Result<Option<Lent>, BlockError> {
+        let length = length as u64;
+        self.check(offset, length)?;
+        match self.disk.top.try_read() {
+            Ok(top) => Ok(top.lend(offset, length)?),
+            Err(_) => Ok(None),
         }
     }
 

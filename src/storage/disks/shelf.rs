@@ -16,7 +16,7 @@ use crate::storage::layer::format::Below;
 use crate::storage::layer::medium::{Medium, Stored};
 use crate::storage::layer::raw::Raw;
 use crate::storage::layer::{Content, Fault, Wait};
-use crate::storage::{Extent, VolumeError};
+use crate::storage::{Extent, Lent, VolumeError};
 
 /// All layers of a store.
 #[derive(Debug)]
@@ -364,6 +364,13 @@ impl Content for OpenLayer {
         match &self.body {
             Body::Raw(raw) => raw.read(at, buffer, wait),
             Body::Cow(layer) => layer.read(at, buffer, wait),
+        }
+    }
+
+    fn lend(&self, at: u64, length: u64) -> io::Result<Option<Lent>> {
+        match &self.body {
+            Body::Raw(raw) => raw.lend(at, length),
+            Body::Cow(layer) => layer.lend(at, length),
         }
     }
 

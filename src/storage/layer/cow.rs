@@ -19,7 +19,7 @@ use super::format::{Below, CLUSTER, Entry, Geometry, Header, Kind, SUBCLUSTER};
 use super::journal::{Boot, Journal};
 use super::medium::Medium;
 use super::{Content, Fault, Wait};
-use crate::storage::{Extent, ExtentKind};
+use crate::storage::{Extent, ExtentKind, Lent};
 
 /// Entries that are changed and not yet in the tables.
 pub(super) type Pending = HashMap<u64, Entry, std::hash::BuildHasherDefault<Mix>>;
@@ -321,6 +321,16 @@ impl<M: Medium> Content for Layer<M> {
             buffer = rest;
         }
         Ok(true)
+    }
+
+    fn lend(&self, at: u64, length: u64) -> io::Result<Option<Lent>> {
+        // What this layer stores may be written at any time.
+        match (self.long(at, length, Wait::No)?, self.lower()) {
+            (Some(piece), Some(below)) if piece.kind == Kind::Below && piece.length == length => {
+                below.lend(at, length)
+            }
+            _ => Ok(None),
+        }
     }
 
     fn run(&self, at: u64, most: u64) -> io::Result<Extent> {

@@ -21,7 +21,7 @@ mod tests;
 use std::fmt;
 use std::io;
 
-use super::Extent;
+use super::{Extent, Lent};
 
 /// May a read wait for the disk?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,11 @@ pub(crate) trait Content: Send + Sync + fmt::Debug {
 
     /// Fills the buffer; `false` if that would have to wait. The range lies within the disk.
     fn read(&self, at: u64, buffer: &mut [u8], wait: Wait) -> io::Result<bool>;
+
+    /// The range as a part of a file that never changes, if it is that and in memory.
+    fn lend(&self, _at: u64, _length: u64) -> io::Result<Option<Lent>> {
+        Ok(None)
+    }
 
     /// What lies at `at`, and for how many of `most` bytes.
     fn run(&self, at: u64, most: u64) -> io::Result<Extent>;

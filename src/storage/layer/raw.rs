@@ -1,16 +1,20 @@
 //! A raw file as the lowest layer: an image's base, or a disk that was made empty.
 
+use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::medium::{Medium, Stored};
 use super::{Content, Wait};
-use crate::storage::{Extent, ExtentKind};
+use crate::storage::{Extent, ExtentKind, Lent, nowait};
 
 /// An open raw file.
 #[derive(Debug)]
 pub(crate) struct Raw {
     file: Stored,
+    /// The same file, for what is lent.
+    shared: Arc<File>,
     size: u64,
     /// Nobody writes it any more, so its holes stay.
     frozen: AtomicBool,
@@ -21,6 +25,7 @@ impl Raw {
     pub(crate) fn new(file: Stored, frozen: bool) -> io::Result<Self> {
         Ok(Self {
             size: file.length()?,
+            shared: Arc::new(file.0.try_clone()?),
             file,
             frozen: AtomicBool::new(frozen),
         })
@@ -61,6 +66,15 @@ impl Content for Raw {
             Wait::Yes => self.file.read(at, buffer).map(|()| true),
             Wait::No => self.file.try_read(at, buffer),
         }
+    }
+
+    fn lend(&self, at: u64, length: u64) -> io::Result<Option<Lent>> {
+        let there = self.frozen.load(Ordering::Acquire)
+            && nowait::is_in_memory(&self.shared, at, length)
+            // What is a hole is better told than sent.
+            && self.file.next_data(at..at + length)? == Some(at..at + length);
+        let file = || self.shared.clone();
+        Ok(there.then(|| Lent { file: file(), at }))
     }
 
     fn run(&self, at: u64, most: u64) -> io::Result<Extent> {
