@@ -3,7 +3,8 @@
 //!
 //! `manifest`: what is kept of a volume. `shelf`: open layers. `handle`: an open volume.
 //! `ops`: the calls of `Storage`. `opening`: finding a consistent state after anything.
-//! `import`, `export`: files from and for outside; `qemu`: the child process for them.
+//! `import`, `export`: files from and for outside; `qemu`: the child process for them; `vhdx`:
+//! the log of such a file.
 
 mod export;
 mod handle;
@@ -13,6 +14,7 @@ mod opening;
 mod ops;
 mod qemu;
 mod shelf;
+mod vhdx;
 #[cfg(test)]
 mod tests;
 
@@ -50,6 +52,8 @@ struct Inner {
     /// Set when the store goes: flattening ends.
     stopping: Arc<AtomicBool>,
     flattening: Mutex<Vec<JoinHandle<()>>>,
+    /// Chains are flattened one after the other.
+    flatten_turn: Arc<Mutex<()>>,
     /// Keeps other processes out.
     _lock: File,
 }

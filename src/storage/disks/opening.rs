@@ -78,6 +78,7 @@ impl DiskStore {
                 state: Mutex::new(state),
                 stopping: Arc::default(),
                 flattening: Mutex::default(),
+                flatten_turn: Arc::default(),
                 _lock: lock,
             }),
         })
