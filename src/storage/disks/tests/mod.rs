@@ -3,6 +3,8 @@
 mod crashes;
 mod files;
 mod many;
+#[cfg(target_arch = "x86_64")]
+mod steps;
 
 use std::path::Path;
 use std::process::Command;
