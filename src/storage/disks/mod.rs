@@ -14,9 +14,9 @@ mod opening;
 mod ops;
 mod qemu;
 mod shelf;
-mod vhdx;
 #[cfg(test)]
 mod tests;
+mod vhdx;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;

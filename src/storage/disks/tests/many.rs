@@ -313,7 +313,9 @@ fn an_import_into_a_full_store_leaves_nothing_and_works_when_there_is_space() {
     std::fs::write(&raw, &content).unwrap();
     let qcow2 = outside.path().join("qcow2");
     let mut convert = Command::new("qemu-img");
-    convert.args(["convert", "-O", "qcow2"]).args([&raw, &qcow2]);
+    convert
+        .args(["convert", "-O", "qcow2"])
+        .args([&raw, &qcow2]);
     assert!(convert.status().unwrap().success());
     let store = DiskStore::open(root, TABLE_CACHE).unwrap();
     let base = image(&store, 1 << 20);

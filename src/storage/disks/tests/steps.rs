@@ -220,7 +220,10 @@ fn state(root: &Path, boot: Option<[u8; 16]>, what: &str) -> BTreeMap<Volume, En
     }
     for name in files(root, "layers") {
         let journal = name.ends_with(".journal");
-        assert!(named.contains(&name) || journal, "{what}: {name} is nobody's");
+        assert!(
+            named.contains(&name) || journal,
+            "{what}: {name} is nobody's"
+        );
     }
     assert!(files(root, "staging").is_empty(), "{what}");
     for info in store.list().unwrap() {
@@ -264,9 +267,7 @@ impl Disk {
     }
 
     fn put(&self) -> tempfile::TempDir {
-        // In memory where there is such a place: nothing here is about syncing it.
-        let root = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
-        let root = root.unwrap();
+        let root = place();
         for folder in FOLDERS {
             fs::create_dir_all(root.path().join("disks").join(folder)).unwrap();
         }
@@ -321,6 +322,12 @@ fn changes(call: i64, first: u64, third: u64) -> bool {
         | libc::SYS_fdatasync => true,
         _ => false,
     }
+}
+
+/// A folder, in memory where there is such a place: what a sync does is played here.
+fn place() -> tempfile::TempDir {
+    let made = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+    made.unwrap()
 }
 
 struct Trial<'a> {
@@ -397,7 +404,7 @@ impl Trial<'_> {
 
 /// Makes a call in a child and looks at every step of it; the number of steps.
 fn at_each_step(deed: &Deed) -> usize {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = place();
     let root = fs::canonicalize(dir.path()).unwrap();
     fs::write(root.join("source"), vec![0x77; SIZE as usize]).unwrap();
     prepare(&DiskStore::open(&root, CACHE).unwrap());
