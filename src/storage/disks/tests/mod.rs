@@ -54,6 +54,11 @@ pub(super) fn files(root: &Path, folder: &str) -> Vec<String> {
     names
 }
 
+/// The long versions are asked for.
+pub(super) fn torture() -> bool {
+    crashes::variable("DLS_TORTURE").is_some()
+}
+
 /// `qemu-img check` finds nothing in any layer.
 pub(super) fn check(root: &Path) {
     for name in files(root, "layers") {

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::crashes::variable;
-use super::files;
+use super::{files, torture};
 use crate::storage::conformance::Dice;
 use crate::storage::disks::manifest::LayerName;
 use crate::storage::disks::shelf::Role;
@@ -366,14 +366,10 @@ impl Trial<'_> {
         let found = state(killed.path(), None, &what);
         self.seen
             .push((format!("{what}, killed"), false, self.returned, found));
-        for power in 0..3_u8 {
-            let mut dice = self.dice.clone();
-            let disk = Disk::mixed(&self.synced, &now, || match power {
-                0 => false,
-                1 => true,
-                _ => dice.below(2) == 0,
-            });
-            self.dice.below(9);
+        // Nothing that was not synced is there; then some of it.
+        for power in 0..if torture() { 12 } else { 2 } {
+            let dice = &mut self.dice;
+            let disk = Disk::mixed(&self.synced, &now, || power > 0 && dice.below(2) == 0);
             let left = disk.put();
             let what = format!("{what}, power cut {power}");
             let found = state(left.path(), Some([0xee; 16]), &what);
