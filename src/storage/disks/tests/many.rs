@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -218,6 +219,15 @@ fn depths(store: &DiskStore, volume: Volume) -> Vec<usize> {
     all
 }
 
+/// Says that it is over, also when an assertion fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn chains_stay_short_while_machines_read_and_write() {
     let mut subject = InFiles::new();
@@ -228,13 +238,12 @@ fn chains_stay_short_while_machines_read_and_write() {
     let half = SIZE / 2;
     let mut lower = vec![1_u8; half as usize];
     let mut kept: Vec<(SnapshotId, Vec<u8>)> = Vec::new();
-    let done = std::sync::atomic::AtomicBool::new(false);
-    let order = std::sync::atomic::Ordering::SeqCst;
+    let done = AtomicBool::new(false);
     let upper = std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             let mut dice = Dice(17);
             let mut model = vec![0_u8; half as usize];
-            while !done.load(order) {
+            while !done.load(Ordering::SeqCst) {
                 let length = dice.below(9000) as usize;
                 let at = dice.below(half - length as u64) as usize;
                 let value = dice.below(256) as u8;
@@ -249,6 +258,7 @@ fn chains_stay_short_while_machines_read_and_write() {
             }
             model
         });
+        let over = Over(&done);
         let mut dice = Dice(18);
         // Some one by one, then as fast as they come.
         for n in 0..30_u8 {
@@ -274,7 +284,7 @@ fn chains_stay_short_while_machines_read_and_write() {
             }
         }
         flattened(store);
-        done.store(true, order);
+        drop(over);
         writer.join().unwrap()
     });
     let depths = depths(store, session(0));

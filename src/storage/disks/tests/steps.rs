@@ -408,7 +408,7 @@ fn at_each_step(deed: &Deed) -> usize {
     let prior_state = state(prior.put().path(), None, "at first");
     assert_eq!(prior_state.len(), 2);
     let name = "storage::disks::tests::steps::actor";
-    let child = Command::new(std::env::current_exe().unwrap())
+    let mut process = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env(ROOT, &root)
         .env(DEED, deed.name)
@@ -416,7 +416,7 @@ fn at_each_step(deed: &Deed) -> usize {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let child = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    let child = Pid::from_raw(i32::try_from(process.id()).unwrap());
     let mut trial = Trial {
         deed,
         root: &root,
@@ -487,6 +487,8 @@ fn at_each_step(deed: &Deed) -> usize {
             _ => {}
         }
     }
+    // Its end was seen above already.
+    let _ = process.wait();
     trial.point(0);
     let after = state(Disk::of(&root).put().path(), None, "after");
     let mut early = trial.allowed;
