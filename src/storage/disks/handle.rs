@@ -126,11 +126,14 @@ impl BlockDevice for Handle {
         &self,
         offset: u64,
         length: u64,
-        _keep_space: bool,
+        keep_space: bool,
         durability: Durability,
     ) -> Result<(), BlockError> {
         self.may_write(offset, length)?;
-        self.disk.top().zero(offset, length)?;
+        let top = self.disk.top();
+        top.zero(offset, length, keep_space)?;
+        top.relieve();
+        drop(top);
         self.after_write(durability)
     }
 

@@ -12,6 +12,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
+use super::vhdx::{self, Log};
 use super::{io_error, qemu};
 use crate::storage::layer::format::{MAX_SIZE, u32_at, u64_at};
 use crate::storage::layer::medium::{Medium, Stored};
@@ -111,9 +112,9 @@ fn differs() -> VolumeError {
 /// Looks at what a file says about other files before any program opens it.
 fn look(file: &File, format: DiskFormat) -> Result<(), VolumeError> {
     let mut head = [0; 1024];
-    Stored(file.try_clone().map_err(|e| bad(e.to_string()))?)
-        .read(0, &mut head)
-        .map_err(|e| bad(format!("the file can't be read: {e}")))?;
+    let unreadable = |e| bad(format!("the file can't be read: {e}"));
+    let file = Stored(file.try_clone().map_err(unreadable)?);
+    file.read(0, &mut head).map_err(unreadable)?;
     let word = |at| u32_at(&head, at).unwrap_or(0);
     let long = |at| u64_at(&head, at).unwrap_or(0);
     match format {
@@ -136,10 +137,23 @@ fn look(file: &File, format: DiskFormat) -> Result<(), VolumeError> {
             }
             Ok(())
         }
-        DiskFormat::Vhdx => match head.starts_with(b"vhdxfile") {
-            true => Ok(()),
-            false => Err(bad("this is no vhdx file")),
-        },
+        DiskFormat::Vhdx => {
+            if !head.starts_with(b"vhdxfile") {
+                return Err(bad("this is no vhdx file"));
+            }
+            match vhdx::log(&file).map_err(unreadable)? {
+                Log::Empty => Ok(()),
+                Log::Unplayed => Err(unplayed(format)),
+                Log::Damaged => Err(bad(
+                    "this vhdx file was not closed, and its log is damaged: what was written \
+                     last can't be put right, and nobody can say what is wrong with the rest. \
+                     Take another copy of it, or let the system that wrote it repair it",
+                )),
+                Log::NoHeader => Err(bad(
+                    "this is no whole vhdx file: both of its headers are damaged",
+                )),
+            }
+        }
         DiskFormat::Vmdk => {
             if head.starts_with(b"# Disk DescriptorFile") {
                 return Err(bad(
@@ -156,14 +170,19 @@ fn look(file: &File, format: DiskFormat) -> Result<(), VolumeError> {
     }
 }
 
+fn unplayed(format: DiskFormat) -> VolumeError {
+    bad(format!(
+        "this {} file was not closed: its log must be replayed first, which `qemu-img check -r \
+         all FILE` does",
+        format.as_str()
+    ))
+}
+
 /// Why `qemu-img` did not take a file, for whoever gave it.
 fn refused(format: DiskFormat, reason: &str) -> VolumeError {
     let name = format.as_str();
     if reason.contains("log that needs to be replayed") {
-        return bad(format!(
-            "this {name} file was not closed: its log must be replayed first, which \
-             `qemu-img check -r all FILE` does"
-        ));
+        return unplayed(format);
     }
     if reason.contains("No space left on device") {
         return VolumeError::NoSpace;

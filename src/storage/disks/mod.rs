@@ -3,7 +3,8 @@
 //!
 //! `manifest`: what is kept of a volume. `shelf`: open layers. `handle`: an open volume.
 //! `ops`: the calls of `Storage`. `opening`: finding a consistent state after anything.
-//! `import`, `export`: files from and for outside; `qemu`: the child process for them.
+//! `import`, `export`: files from and for outside; `qemu`: the child process for them; `vhdx`:
+//! the log of such a file.
 
 mod export;
 mod handle;
@@ -15,6 +16,7 @@ mod qemu;
 mod shelf;
 #[cfg(test)]
 mod tests;
+mod vhdx;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -50,6 +52,8 @@ struct Inner {
     /// Set when the store goes: flattening ends.
     stopping: Arc<AtomicBool>,
     flattening: Mutex<Vec<JoinHandle<()>>>,
+    /// Chains are flattened one after the other.
+    flatten_turn: Arc<Mutex<()>>,
     /// Keeps other processes out.
     _lock: File,
 }

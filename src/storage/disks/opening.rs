@@ -8,6 +8,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
 use super::manifest::{LayerName, Manifest, Unreadable, volume_of};
 use super::shelf::Shelf;
@@ -55,7 +57,7 @@ impl DiskStore {
         let volumes = folder("volumes").map_err(failed)?;
         let layers = folder("layers").map_err(failed)?;
         let lock = lock_file(&disks.join("lock")).map_err(failed)?;
-        if lock.try_lock().is_err() {
+        if !locked(&lock) {
             return Err(VolumeError::Busy {
                 what: format!("the store of disks {}", disks.display()),
                 by: "another process has it open".to_owned(),
@@ -78,10 +80,22 @@ impl DiskStore {
                 state: Mutex::new(state),
                 stopping: Arc::default(),
                 flattening: Mutex::default(),
+                flatten_turn: Arc::default(),
                 _lock: lock,
             }),
         })
     }
+}
+
+/// Takes the lock. A child that a process before this one started, and that has not become
+/// another program yet, may have it for a moment longer.
+fn locked(lock: &File) -> bool {
+    (0..25).any(|n| {
+        if n > 0 {
+            thread::sleep(Duration::from_millis(20));
+        }
+        lock.try_lock().is_ok()
+    })
 }
 
 fn lock_file(path: &Path) -> io::Result<File> {

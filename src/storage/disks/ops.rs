@@ -14,6 +14,7 @@ use super::manifest::{Form, LayerName, Manifest, file_name};
 use super::shelf::Role;
 use super::{DiskStore, MOST_LAYERS, Record, io_error};
 use crate::storage::directory::sync_folder;
+use crate::storage::layer::Content;
 use crate::storage::layer::format::Geometry;
 use crate::storage::{
     Access, BlockDevice, DiskFormat, Imported, Progress, SnapshotId, Storage, Volume, VolumeError,
@@ -139,16 +140,24 @@ impl DiskStore {
         Ok((layer, manifest.size))
     }
 
-    /// Flattens a frozen layer on a thread of its own.
+    /// Flattens a frozen layer on a thread of its own, when its turn comes and if it is still
+    /// too high then: the layers of snapshots that come while one below them is flattened are
+    /// not all to be made whole copies.
     fn flatten_soon(&self, volume: Volume, layer: LayerName, size: u64) {
         let (shelf, stopping) = (self.inner.shelf.clone(), self.inner.stopping.clone());
+        let one_by_one = self.inner.flatten_turn.clone();
         let work = move || {
+            let _turn = turn(&one_by_one);
             let mut step = |_| match stopping.load(Ordering::Acquire) {
                 true => Err(VolumeError::Cancelled),
                 false => Ok(()),
             };
             let open = shelf.open(layer, Role::Ground, size);
-            match open.and_then(|open| open.fill(Role::Ground, &mut step)) {
+            let filled = open.and_then(|open| match open.depth() < MOST_LAYERS {
+                true => Ok(()),
+                false => open.fill(Role::Ground, &mut step),
+            });
+            match filled {
                 Ok(()) | Err(VolumeError::Cancelled) => {}
                 Err(e) => tracing::warn!(%volume, error = %e, "a chain of layers stays long"),
             }
@@ -266,7 +275,9 @@ impl Storage for DiskStore {
         let disk = self.state().get(volume)?.disk.upgrade();
         if let Some(disk) = &disk {
             // Most of the work while machines go on writing.
-            disk.flush().map_err(|e| io_error("flushing a volume", e))?;
+            let top = disk.top().clone();
+            let done = top.checkpoint();
+            done.map_err(|e| io_error("flushing a volume", e))?;
         }
         let _turn = turn(&order);
         let short = self.short(volume)?;
@@ -303,7 +314,7 @@ impl Storage for DiskStore {
             };
             // Only now does the manifest name it; before, all is as it was.
             self.publish(new, manifest)?;
-            let depth = next.depth;
+            let depth = next.depth();
             if let Some(top) = top.as_mut() {
                 **top = next;
             }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use super::manifest::{Form, LayerName};
 use crate::storage::directory::sync_folder;
 use crate::storage::layer::cow::{self, Layer, Surroundings};
-use crate::storage::layer::format::Below;
+use crate::storage::layer::format::{Below, CLUSTER};
 use crate::storage::layer::medium::{Medium, Stored};
 use crate::storage::layer::raw::Raw;
 use crate::storage::layer::{Content, Fault, Wait};
@@ -33,8 +33,6 @@ pub(super) struct Shelf {
 pub(super) struct OpenLayer {
     pub(super) name: LayerName,
     body: Body,
-    /// How many layers lie below it, as it was opened.
-    pub(super) depth: usize,
     /// Filling is done by one at a time.
     upkeep: Mutex<()>,
     /// A thread makes a checkpoint.
@@ -199,10 +197,10 @@ impl Shelf {
         let damaged = |why: &str| fault(Fault::Damaged(why.to_owned()));
         let file = open_file(&self.path(name)).map_err(|e| fault(e.into()))?;
         let file = Stored(file);
-        let (body, depth) = match name.form {
+        let body = match name.form {
             Form::Raw => {
                 let raw = Raw::new(file, role == Role::Ground).map_err(|e| fault(e.into()))?;
-                (Body::Raw(raw), 0)
+                Body::Raw(raw)
             }
             Form::Qcow2 => {
                 let header = cow::inspect(&file).map_err(fault)?;
@@ -215,7 +213,6 @@ impl Shelf {
                         Some(self.open_at(under, Role::Ground, size, above)?)
                     }
                 };
-                let depth = below.as_ref().map_or(0, |b| b.depth + 1);
                 let journal = self.folder.join(name.journal());
                 let open_journal = Box::new(move || {
                     let file = OpenOptions::new()
@@ -231,13 +228,12 @@ impl Shelf {
                 let layer =
                     Layer::open(name.file(), file, &header, below, open_journal, &self.with)
                         .map_err(fault)?;
-                (Body::Cow(Box::new(layer)), depth)
+                Body::Cow(Box::new(layer))
             }
         };
         let layer = OpenLayer {
             name,
             body,
-            depth,
             upkeep: Mutex::default(),
             relieving: AtomicBool::new(false),
             shelf: self.clone(),
@@ -299,10 +295,34 @@ impl OpenLayer {
         }
     }
 
-    pub(super) fn zero(&self, at: u64, length: u64) -> io::Result<()> {
+    /// Makes a range read as zeroes. To keep its space, they are stored.
+    pub(super) fn zero(&self, at: u64, length: u64, keep_space: bool) -> io::Result<()> {
+        if keep_space {
+            return self.store_zeroes(at, length);
+        }
         match &self.body {
             Body::Raw(raw) => raw.zero(at, length),
             Body::Cow(layer) => layer.zero(at, length),
+        }
+    }
+
+    fn store_zeroes(&self, mut at: u64, length: u64) -> io::Result<()> {
+        static ZEROES: [u8; CLUSTER as usize] = [0; CLUSTER as usize];
+        let end = at + length;
+        while at < end {
+            let here = (CLUSTER - at % CLUSTER).min(end - at);
+            self.write(at, &ZEROES[..usize::try_from(here).unwrap_or(0)])?;
+            at += here;
+        }
+        Ok(())
+    }
+
+    /// A checkpoint on nobody's behalf: a machine whose writes it may have lost hears of it
+    /// at its own next flush.
+    pub(super) fn checkpoint(&self) -> io::Result<()> {
+        match &self.body {
+            Body::Raw(raw) => raw.flush(),
+            Body::Cow(layer) => layer.relieve(),
         }
     }
 
@@ -317,7 +337,7 @@ impl OpenLayer {
     pub(super) fn freeze(&self) -> io::Result<()> {
         match &self.body {
             Body::Raw(raw) => raw.freeze(),
-            Body::Cow(layer) => layer.close(),
+            Body::Cow(layer) => layer.freeze(),
         }
     }
 
@@ -378,6 +398,13 @@ impl Content for OpenLayer {
         match &self.body {
             Body::Raw(raw) => raw.run(at, most),
             Body::Cow(layer) => layer.run(at, most),
+        }
+    }
+
+    fn depth(&self) -> usize {
+        match &self.body {
+            Body::Raw(raw) => raw.depth(),
+            Body::Cow(layer) => layer.depth(),
         }
     }
 }

@@ -31,9 +31,18 @@ struct Turn {
     ended: u64,
     /// The last that failed, and how.
     failed: Option<(u64, io::ErrorKind, Option<i32>)>,
-    /// A checkpoint that nobody had asked for failed, and no flush has told so yet. The kernel
-    /// tells only once that it lost something.
+    /// A checkpoint that no machine had asked for failed, and no flush has told so yet. The
+    /// kernel tells only once that it lost something.
     owed: Option<(io::ErrorKind, Option<i32>)>,
+}
+
+/// Who hears how a checkpoint ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum For {
+    /// Whoever writes the disk: it may take it as a promise.
+    Writer,
+    /// Somebody else, or nobody: what fails is owed to the writer.
+    Upkeep,
 }
 
 fn again((kind, code): (io::ErrorKind, Option<i32>)) -> io::Error {
@@ -41,11 +50,16 @@ fn again((kind, code): (io::ErrorKind, Option<i32>)) -> io::Error {
 }
 
 impl Turn {
-    /// How the first checkpoint from `ticket` on ended; later ones that went well count too.
-    fn outcome(&self, ticket: u64) -> io::Result<()> {
+    /// What is to be told when the checkpoints from `since` on are over. One that went well
+    /// after one that failed proves nothing of the writes before that.
+    fn outcome(&mut self, since: u64, told: For) -> io::Result<()> {
+        let owed = match told {
+            For::Writer => self.owed.take(),
+            For::Upkeep => None,
+        };
         match self.failed {
-            Some((run, kind, code)) if run >= ticket => Err(again((kind, code))),
-            _ => Ok(()),
+            Some((run, kind, code)) if run >= since => Err(again((kind, code))),
+            _ => owed.map_or(Ok(()), |owed| Err(again(owed))),
         }
     }
 }
@@ -53,46 +67,44 @@ impl Turn {
 impl<M: Medium> Layer<M> {
     /// When it returns, everything written before survives a power cut.
     pub(crate) fn flush(&self) -> io::Result<()> {
-        if let Some(owed) = lock(&self.flushing.state).owed.take() {
-            return Err(again(owed));
-        }
-        self.joined()
+        self.joined(For::Writer)
     }
 
-    /// A checkpoint for the sake of space. If it fails, the next flush does, too.
+    /// A checkpoint that no machine asked for. If it fails, the next flush does, too.
     pub(crate) fn relieve(&self) -> io::Result<()> {
-        let done = self.joined();
-        if let Err(e) = &done {
-            lock(&self.flushing.state).owed = Some((e.kind(), e.raw_os_error()));
-        }
-        done
+        self.joined(For::Upkeep)
     }
 
-    fn joined(&self) -> io::Result<()> {
+    fn joined(&self, told: For) -> io::Result<()> {
         let mut turn = lock(&self.flushing.state);
         let ticket = turn.begun + 1;
-        loop {
-            if turn.ended >= ticket {
-                return turn.outcome(ticket);
+        // One that is under way may be the one that finds out what was lost.
+        let since = if turn.running { turn.begun } else { ticket };
+        while turn.ended < ticket {
+            if turn.running {
+                let waited = self.flushing.over.wait(turn);
+                turn = waited.unwrap_or_else(PoisonError::into_inner);
+                continue;
             }
-            if !turn.running {
-                turn.running = true;
-                turn.begun += 1;
-                let run = turn.begun;
-                drop(turn);
-                let done = self.checkpoint();
-                turn = lock(&self.flushing.state);
-                turn.running = false;
-                turn.ended = run;
-                if let Err(e) = &done {
-                    turn.failed = Some((run, e.kind(), e.raw_os_error()));
+            turn.running = true;
+            turn.begun += 1;
+            let run = turn.begun;
+            drop(turn);
+            let done = self.checkpoint();
+            turn = lock(&self.flushing.state);
+            turn.running = false;
+            turn.ended = run;
+            if let Err(e) = &done {
+                let how = (e.kind(), e.raw_os_error());
+                turn.failed = Some((run, how.0, how.1));
+                // Under the same lock: no flush comes in between and hears of nothing.
+                if told == For::Upkeep {
+                    turn.owed = Some(how);
                 }
-                self.flushing.over.notify_all();
-                return done;
             }
-            let waited = self.flushing.over.wait(turn);
-            turn = waited.unwrap_or_else(PoisonError::into_inner);
+            self.flushing.over.notify_all();
         }
+        turn.outcome(since, told)
     }
 
     /// One at a time.
@@ -339,9 +351,24 @@ impl<M: Medium> Layer<M> {
         Ok(())
     }
 
+    /// As [`Layer::close`], while a machine has the disk open: a loss that it has not heard of
+    /// stays owed to it, and nothing is frozen before.
+    pub(crate) fn freeze(&self) -> io::Result<()> {
+        self.whole()?;
+        self.close()
+    }
+
+    /// Everything is on the disk, and no checkpoint failed without the machine knowing.
+    fn whole(&self) -> io::Result<()> {
+        self.relieve()?;
+        lock(&self.flushing.state)
+            .owed
+            .map_or(Ok(()), |owed| Err(again(owed)))
+    }
+
     /// Cuts it off from what is below, when [`Layer::fill`] was done for every cluster.
     pub(crate) fn cut(&self) -> io::Result<()> {
-        self.flush()?;
+        self.whole()?;
         self.file.sync()?;
         let dirty = self.marked.load(Ordering::Acquire);
         self.file.write(0, &self.geometry.header(None, dirty))?;

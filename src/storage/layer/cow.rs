@@ -347,4 +347,8 @@ impl<M: Medium> Content for Layer<M> {
             None => extent(most, ExtentKind::Data),
         }
     }
+
+    fn depth(&self) -> usize {
+        self.lower().map_or(0, |below| below.depth() + 1)
+    }
 }

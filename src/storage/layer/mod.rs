@@ -47,6 +47,11 @@ pub(crate) trait Content: Send + Sync + fmt::Debug {
 
     /// What lies at `at`, and for how many of `most` bytes.
     fn run(&self, at: u64, most: u64) -> io::Result<Extent>;
+
+    /// How many layers lie below, now.
+    fn depth(&self) -> usize {
+        0
+    }
 }
 
 /// Why a layer can't be opened.

@@ -397,7 +397,7 @@ impl Held {
     /// Bytes that can be written where the uploads lie.
     #[must_use]
     pub fn room(&self) -> Option<u64> {
-        let stat = nix::sys::statvfs::statvfs(&self.shared.root).ok()?;
+        let stat = nix::sys::statvfs::statvfs(&self.shared.folder()).ok()?;
         Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
     }
 

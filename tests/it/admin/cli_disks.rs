@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::cli::{dls, failed, json, run, said};
-use super::disks::{disk, qemu_img, sum};
+use super::disks::{Small, disk, garbage, qemu_img, sum, unclosed};
 use super::world::World;
 
 /// Output and standard error of a command that must succeed.
@@ -145,6 +145,11 @@ async fn what_can_not_be_imported_is_told_in_a_sentence() {
     qemu_img(&["convert", "-f", "raw", "-O", "qcow2", raw, qcow2]);
     let whole = std::fs::read(qcow2).unwrap();
     std::fs::write(qcow2, &whole[..whole.len() / 2]).unwrap();
+    let vhdx = world.file("v", b"");
+    let vhdx = vhdx.to_str().unwrap();
+    qemu_img(&["convert", "-f", "raw", "-O", "vhdx", raw, vhdx]);
+    let bad_log = unclosed(std::fs::read(vhdx).unwrap(), &garbage());
+    std::fs::write(vhdx, bad_log).unwrap();
     let zeroes = "0".repeat(64);
     for (args, code, sentence) in [
         (vec!["x", "/nowhere/disk"], 1, "can't read /nowhere/disk"),
@@ -154,6 +159,7 @@ async fn what_can_not_be_imported_is_told_in_a_sentence() {
         (vec!["../x", raw], 4, "letters, digits"),
         (vec!["x", raw, "--format", "qcow2"], 4, "begins like raw"),
         (vec!["x", qcow2], 4, "the import came to nothing"),
+        (vec!["x", vhdx], 4, "its log is damaged"),
         (vec!["x", raw, "--sha256", &zeroes], 4, "has the SHA-256"),
         (vec!["x", raw, "--cmdline", "a;b"], 4, "cmdline"),
     ] {
@@ -227,4 +233,28 @@ async fn an_interrupted_import_goes_on_by_itself() {
         json(&world, &["image", "show", "large"]).await["size_bytes"],
         512 << 20
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_without_space_says_so_and_the_same_command_goes_on() {
+    let world = World::new().await;
+    let bytes: Vec<u8> = disk(6 << 20).iter().map(|b| b | 1).collect();
+    let raw = world.file("raw", &bytes);
+    let raw = raw.to_str().unwrap();
+    let layers = Small::over(world.storage().join("disks/layers"), "2M");
+    let import = ["image", "import", "d", raw];
+    let (code, text) = failed(&world, &import).await;
+    assert_ne!(code, 0);
+    assert!(
+        text.contains("no space is left in the image store"),
+        "{text}"
+    );
+    assert!(layers.is_empty() && world.disks.list().unwrap().is_empty());
+    layers.grow("16M");
+    let (out, err) = told(&world, &import).await;
+    assert!(
+        err.contains("going on with an earlier upload: 6.0 MiB of 6.0 MiB are there"),
+        "{err}"
+    );
+    assert!(out.contains(&sum(&bytes)), "{out}");
 }

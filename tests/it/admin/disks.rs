@@ -34,6 +34,73 @@ pub(super) fn qemu_img(args: &[&str]) {
     assert!(output.status.success(), "{args:?}: {output:?}");
 }
 
+/// A vhdx as it is if it was not closed: both headers refer to a log, with right sums.
+pub(super) fn unclosed(mut vhdx: Vec<u8>, log: &[u8]) -> Vec<u8> {
+    for at in [64 << 10, 128 << 10] {
+        let header = &mut vhdx[at..at + 4096];
+        assert_eq!(&header[..4], b"head");
+        header[48..64].fill(0x11);
+        header[4..8].fill(0);
+        let sum = crc32c::crc32c(header);
+        header[4..8].copy_from_slice(&sum.to_le_bytes());
+    }
+    let place = vhdx[(64 << 10) + 72..][..8].try_into().unwrap();
+    let place = usize::try_from(u64::from_le_bytes(place)).unwrap();
+    vhdx[place..place + log.len()].copy_from_slice(log);
+    vhdx
+}
+
+/// Entries of a log of which nothing is right but their beginnings.
+pub(super) fn garbage() -> Vec<u8> {
+    let mut log = vec![0xa5; 64 << 10];
+    for entry in log.chunks_mut(4096) {
+        entry[..4].copy_from_slice(b"loge");
+        entry[8..12].copy_from_slice(&4096_u32.to_le_bytes());
+        entry[32..48].fill(0x11);
+    }
+    log
+}
+
+/// One that is right, and says nothing.
+fn entry() -> Vec<u8> {
+    let mut entry = garbage()[..4096].to_vec();
+    entry[4..8].fill(0);
+    let sum = crc32c::crc32c(&entry);
+    entry[4..8].copy_from_slice(&sum.to_le_bytes());
+    entry
+}
+
+/// A small file system in memory in place of a folder; gone when dropped.
+pub(super) struct Small(PathBuf);
+
+impl Small {
+    pub(super) fn over(folder: PathBuf, size: &str) -> Self {
+        let small = Self(folder);
+        small.mount(&format!("size={size}"), &["-t", "tmpfs", "dls-test"]);
+        small
+    }
+
+    fn mount(&self, options: &str, more: &[&str]) {
+        let mut mount = Command::new("mount");
+        let mount = mount.args(["-o", options]).args(more).arg(&self.0);
+        assert!(mount.status().unwrap().success(), "mounting needs root");
+    }
+
+    pub(super) fn grow(&self, size: &str) {
+        self.mount(&format!("remount,size={size}"), &[]);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        std::fs::read_dir(&self.0).unwrap().next().is_none()
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
 /// Sends a piece of a file.
 async fn put(
     world: &World,
@@ -335,6 +402,8 @@ async fn what_is_no_whole_disk_is_refused_and_leaves_nothing() {
     let huge = make("huge", &["create", "-f", "qcow2", "FILE", "65T"]);
     let descriptor = b"# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\nRW 8 FLAT \"/etc/passwd\" 0\n".to_vec();
     let mut bad_vhdx = make("vhdx", &["convert", "-f", "raw", "-O", "vhdx", raw, "FILE"]);
+    let bad_log = unclosed(bad_vhdx.clone(), &garbage());
+    let unplayed = unclosed(bad_vhdx.clone(), &entry());
     bad_vhdx.truncate(200 * 1024);
     for (what, query, file, sentence) in [
         ("truncated", "", whole[..whole.len() / 2].to_vec(), "qcow2"),
@@ -343,6 +412,8 @@ async fn what_is_no_whole_disk_is_refused_and_leaves_nothing() {
         ("huge", "", huge, "large"),
         ("descriptor", "", descriptor, "other files"),
         ("short-vhdx", "", bad_vhdx, "vhdx"),
+        ("bad-log", "", bad_log, "its log is damaged"),
+        ("unplayed", "", unplayed, "must be replayed first"),
         ("not-raw", "?format=raw", whole.clone(), "begins like qcow2"),
         (
             "not-qcow2",
@@ -676,4 +747,133 @@ async fn orphans_are_told_and_removed_when_asked() {
     world.disks.destroy(base.volume).unwrap();
     let (_, stock) = world.get("/api/v1/orphans").await;
     assert_eq!(stock["missing"][0]["name"], "kept");
+}
+
+/// Waits until an import is at a step.
+async fn at(world: &World, location: &str, step: &str) {
+    loop {
+        let (_, told) = world.get(location).await;
+        assert_eq!(told["ended"], Value::Null, "it was too fast: {told}");
+        if told["step"] == step {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Processes that have a word in their command line.
+fn processes(word: &str) -> usize {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = all.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    let found = lines.filter(|line| String::from_utf8_lossy(line).contains(word));
+    found.count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_that_is_given_up_at_any_step_leaves_nothing() {
+    let world = World::new().await;
+    let mut bytes = disk(48 << 20);
+    // Nothing of it is quick.
+    bytes.iter_mut().for_each(|b| *b |= 1);
+    let raw = world.file("raw", &bytes);
+    let qcow2 = world.file("qcow2", b"");
+    let (from, to) = (raw.to_str().unwrap(), qcow2.to_str().unwrap());
+    qemu_img(&["convert", "-f", "raw", "-O", "qcow2", from, to]);
+    let packed = std::fs::read(&qcow2).unwrap();
+    let sums = [sum(&bytes), sum(&packed)];
+    for (file, sum, step) in [
+        (&bytes, &sums[0], "checking"),
+        (&bytes, &sums[0], "copying"),
+        (&bytes, &sums[0], "verifying"),
+        (&packed, &sums[1], "verifying"),
+    ] {
+        let query = format!("?sha256={sum}");
+        let (status, headers, body) = put(&world, "given-up", &query, None, file).await;
+        assert_eq!(status, 202, "{body}");
+        let location = headers["location"].to_str().unwrap();
+        at(&world, location, step).await;
+        assert_eq!(world.ask("DELETE", location, None).await.0, 204);
+        let told = ended(&world, location).await;
+        assert_eq!(
+            (&told["state"], &told["upload_kept"]),
+            (&json!("cancelled"), &json!(false)),
+            "{step}: {told}"
+        );
+        nothing_is_left(&world).await;
+        let layers = world.storage().join("disks/layers");
+        let left: Vec<_> = std::fs::read_dir(&layers).unwrap().collect();
+        assert!(left.is_empty(), "{step}: {left:?}");
+        assert_eq!(processes(layers.to_str().unwrap()), 0, "{step}");
+        assert_eq!(world.get("/api/v1/images/given-up").await.0, 404);
+        // One that has ended is forgotten.
+        assert_eq!(world.ask("DELETE", location, None).await.0, 204);
+        assert_eq!(world.get(location).await.0, 404);
+    }
+    // The name is free.
+    add(&world, "given-up").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_finds_no_space_is_told_and_goes_on_when_there_is_some() {
+    let world = World::new().await;
+    add(&world, "before").await;
+    assert_eq!(
+        world.ask("DELETE", "/api/v1/images/before", None).await.0,
+        204
+    );
+    nothing_is_left(&world).await;
+    let bytes: Vec<u8> = disk(6 << 20).iter().map(|b| b | 1).collect();
+    let total = bytes.len();
+    let uploads = Small::over(world.storage().join("uploads"), "2M");
+    let layers = Small::over(world.storage().join("disks/layers"), "2M");
+    // Too large as it is said: nothing of it is taken.
+    let range = format!("bytes 0-{}/{total}", total - 1);
+    let (status, _, body) = put(&world, "d", "", Some(&range), &bytes).await;
+    let why = body["error"].as_str().unwrap();
+    assert!(status == 507 && why.contains("full"), "{status} {why}");
+    assert_eq!(world.get("/api/v1/uploads/d").await.1["offset"], 0);
+    // Nobody said how large: what fits stays.
+    let chunks: Vec<_> = bytes
+        .chunks(100_000)
+        .map(|c| Ok::<_, std::io::Error>(c.to_vec()))
+        .collect();
+    let body = reqwest::Body::wrap_stream(futures_util::stream::iter(chunks));
+    let request = world.request("PUT", "/api/v1/images/d/content").body(body);
+    if let Ok(response) = request.send().await {
+        // The answer may be lost, as the rest of the body is not read.
+        let (status, body) = answer(response).await;
+        assert_eq!(status, 507, "{body}");
+    }
+    let offset = loop {
+        let (_, there) = world.get("/api/v1/uploads/d").await;
+        if there["busy"] == Value::Null {
+            break usize::try_from(there["offset"].as_u64().unwrap()).unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(offset > 0 && offset < 2 << 20, "{offset}");
+    uploads.grow("16M");
+    let range = format!("bytes {offset}-{}/{total}", total - 1);
+    let (status, headers, body) = put(&world, "d", "", Some(&range), &bytes[offset..]).await;
+    assert_eq!(status, 202, "{body}");
+    // The conversion finds none: what was sent is kept.
+    let told = ended(&world, headers["location"].to_str().unwrap()).await;
+    assert_eq!(
+        (&told["state"], &told["upload_kept"]),
+        (&json!("failed"), &json!(true)),
+        "{told}"
+    );
+    let why = told["error"].as_str().unwrap();
+    assert!(why.contains("no space is left in the image store"), "{why}");
+    assert!(layers.is_empty());
+    assert!(world.disks.list().unwrap().is_empty());
+    assert_eq!(world.get("/api/v1/images/d").await.0, 404);
+    layers.grow("16M");
+    let range = format!("bytes */{total}");
+    let (status, headers, body) = put(&world, "d", "", Some(&range), b"").await;
+    assert_eq!(status, 202, "{body}");
+    let told = ended(&world, headers["location"].to_str().unwrap()).await;
+    assert_eq!(told["state"], "done", "{told}");
+    assert_eq!(world.get("/api/v1/images/d").await.1["sha256"], sum(&bytes));
+    assert!(uploads.is_empty());
 }

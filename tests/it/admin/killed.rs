@@ -188,3 +188,42 @@ async fn a_killed_server_goes_on_with_uploads_and_conversions() {
     let (_, stock) = server.get("/api/v1/orphans").await;
     assert_eq!(stock, serde_json::json!({"orphans": [], "missing": []}));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_nobody_goes_on_with_is_removed_after_a_day() {
+    let (db, dir) = (TestDb::new().await, state_dir());
+    let mut server = Server::new(&db, dir.path()).await;
+    for name in ["old", "young"] {
+        let request = server.request(Method::PUT, &format!("/api/v1/images/{name}/content"));
+        let request = request.header("content-range", "bytes 0-99999/200000");
+        let sent = request.body(vec![7; 100_000]).send().await.unwrap();
+        assert_eq!(sent.status().as_u16(), 200);
+    }
+    let uploads = dir.path().join("state/storage/uploads");
+    for place in std::fs::read_dir(&uploads).unwrap() {
+        let place = place.unwrap().path();
+        let record = std::fs::read_to_string(place.join("record")).unwrap();
+        let hours = if record.contains("\"old\"") { 25 } else { 23 };
+        for file in ["data", "record"] {
+            let file = std::fs::File::options().write(true).open(place.join(file));
+            let file = file.unwrap();
+            let now = file.metadata().unwrap().modified().unwrap();
+            file.set_modified(now - Duration::from_hours(hours))
+                .unwrap();
+        }
+    }
+    server.killed_and_started().await;
+    for _ in 0..300 {
+        if server.get("/api/v1/uploads/old").await.0 == 404 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let (_, told) = server.get("/api/v1/uploads").await;
+    assert_eq!(told["uploads"].as_array().unwrap().len(), 1, "{told}");
+    assert_eq!(
+        (&told["uploads"][0]["name"], &told["uploads"][0]["offset"]),
+        (&"young".into(), &100_000.into())
+    );
+    assert_eq!(std::fs::read_dir(&uploads).unwrap().count(), 1);
+}

@@ -20,7 +20,7 @@ fn clone() -> Volume {
     Volume::Session(Uuid::from_u128(7))
 }
 
-fn variable(name: &str) -> Option<String> {
+pub(super) fn variable(name: &str) -> Option<String> {
     #[expect(
         clippy::disallowed_methods,
         reason = "how a test talks to its own child"

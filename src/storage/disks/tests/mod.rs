@@ -3,6 +3,8 @@
 mod crashes;
 mod files;
 mod many;
+#[cfg(target_arch = "x86_64")]
+mod steps;
 
 use std::path::Path;
 use std::process::Command;
@@ -50,6 +52,11 @@ pub(super) fn files(root: &Path, folder: &str) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+/// The long versions are asked for.
+pub(super) fn torture() -> bool {
+    crashes::variable("DLS_TORTURE").is_some()
 }
 
 /// `qemu-img check` finds nothing in any layer.

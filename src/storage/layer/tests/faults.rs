@@ -1,13 +1,13 @@
 //! Operations that fail, and files that are damaged.
 
-use std::sync::Arc;
+use std::sync::{Arc, Barrier, Mutex};
 
 use proptest::prelude::*;
 
-use super::super::cow::inspect;
+use super::super::cow::{Layer, inspect};
 use super::super::format::CLUSTER;
 use super::super::{Content, Wait};
-use super::memory::Memory;
+use super::memory::{Book, Memory};
 use super::{Pattern, make, open};
 use crate::storage::conformance::Dice;
 
@@ -99,6 +99,89 @@ fn an_error_of_the_disk_reaches_the_caller_and_nothing_else() {
 #[test]
 fn a_full_store_refuses_and_goes_on() {
     each_failure(libc::ENOSPC);
+}
+
+fn failing() -> (Memory, Memory, Layer<Memory>, Arc<Mutex<Book>>) {
+    let (file, journal, book) = Memory::pair();
+    make(&file, SIZE);
+    let layer = open(&file, &journal, Some(Arc::new(Pattern(SIZE))), 1).unwrap();
+    layer.write(5000, &[9; 20_000]).unwrap();
+    book.lock().unwrap().code = libc::EIO;
+    (file, journal, layer, book)
+}
+
+fn fail_next(book: &Mutex<Book>) {
+    book.lock().unwrap().fail_in = Some(0);
+}
+
+fn is_eio(done: std::io::Result<()>) -> bool {
+    done.is_err_and(|e| e.raw_os_error() == Some(libc::EIO))
+}
+
+/// What a machine wrote is there after a power cut.
+fn is_whole(file: &Memory, journal: &Memory) {
+    let again = open(file, journal, Some(Arc::new(Pattern(SIZE))), 2).unwrap();
+    let mut read = vec![0; 20_000];
+    again.read(5000, &mut read, Wait::Yes).unwrap();
+    assert!(read == [9; 20_000]);
+}
+
+#[test]
+fn a_checkpoint_in_the_background_that_fails_makes_the_next_flush_fail_and_no_later_one() {
+    // A sync and a write of tables.
+    for step in [0, 1, 2] {
+        let (file, journal, layer, book) = failing();
+        book.lock().unwrap().fail_in = Some(step);
+        assert!(is_eio(layer.relieve()), "{step}");
+        assert!(is_eio(layer.flush()), "{step}: the kernel tells only once");
+        layer.flush().unwrap();
+        layer.write(0, &[1; 10]).unwrap();
+        layer.flush().unwrap();
+        drop(layer);
+        is_whole(&file, &journal);
+    }
+}
+
+#[test]
+fn what_others_asked_for_does_not_take_the_error_from_the_machine() {
+    // A snapshot's checkpoint that fails, a later one that goes well, and the freezing.
+    let (file, journal, layer, book) = failing();
+    fail_next(&book);
+    assert!(is_eio(layer.freeze()));
+    layer.relieve().unwrap();
+    assert!(is_eio(layer.freeze()), "nothing is frozen before");
+    assert!(is_eio(layer.cut()), "nor cut off");
+    assert!(is_eio(layer.flush()));
+    layer.flush().unwrap();
+    layer.freeze().unwrap();
+    drop(layer);
+    is_whole(&file, &journal);
+}
+
+#[test]
+fn a_flush_that_comes_while_a_checkpoint_fails_fails_too() {
+    for background in [true, false] {
+        let (file, journal, layer, book) = failing();
+        let hold = Arc::new(Barrier::new(2));
+        book.lock().unwrap().hold = Some(hold.clone());
+        let (first, second) = std::thread::scope(|scope| {
+            let first = scope.spawn(|| match background {
+                true => layer.relieve(),
+                false => layer.flush(),
+            });
+            hold.wait();
+            let second = scope.spawn(|| layer.flush());
+            // It waits for its turn; if it should come later, it has even less of an excuse.
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            fail_next(&book);
+            hold.wait();
+            (first.join().unwrap(), second.join().unwrap())
+        });
+        assert!(is_eio(first) && is_eio(second), "background: {background}");
+        layer.flush().unwrap();
+        drop(layer);
+        is_whole(&file, &journal);
+    }
 }
 
 fn written() -> (Vec<u8>, Vec<u8>) {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 
 use super::super::medium::Medium;
 
@@ -27,6 +27,8 @@ pub(super) struct Book {
     /// With what it fails.
     pub(super) code: i32,
     pub(super) record: bool,
+    /// The next sync waits here twice.
+    pub(super) hold: Option<Arc<Barrier>>,
 }
 
 #[derive(Debug, Clone)]
@@ -126,6 +128,11 @@ impl Medium for Memory {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let hold = self.book.lock().unwrap().hold.take();
+        if let Some(hold) = hold {
+            hold.wait();
+            hold.wait();
+        }
         self.act(Deed::Sync)
     }
 
