@@ -284,7 +284,10 @@ pub(crate) mod tests {
         assert_eq!(named(8069), name);
         assert_eq!(named(80), format!("{name}:80"));
         let words = words().reporting_at(65535);
-        assert!(words.are_safe() && words.initiator.len() <= 223, "RFC 7143 section 4.2.7.1");
+        assert!(
+            words.are_safe() && words.initiator.len() <= 223,
+            "RFC 7143 section 4.2.7.1"
+        );
     }
 
     #[test]
