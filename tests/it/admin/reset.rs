@@ -286,6 +286,11 @@ async fn another_disk_mode_is_refused_by_its_name() {
     assert_eq!(world.cache.get().clients().count(), 1);
     let set = ["client", "set", "pc-01", "--disk-mode", "kept"];
     let (code, error) = failed(&world, &set).await;
-    assert_eq!(code, 4, "{error}");
-    assert!(error.contains(&format!("disk_mode: {allowed}")), "{error}");
+    assert_eq!(code, 2, "{error}");
+    assert!(
+        error.contains("'kept' for '--disk-mode")
+            && error.contains("possible values: ephemeral, persistent"),
+        "{error}"
+    );
+    assert_eq!(mode(), DiskMode::Persistent);
 }
