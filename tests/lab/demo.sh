@@ -93,6 +93,11 @@ for _ in $(seq 600); do
 done
 sleep 1
 grep -aq 'login:' "$work/console" || { echo "The machine did not come up. dls says:"; tail -n 30 "$work/dls.log"; exit 1; }
+# It says so itself a moment later.
+for _ in $(seq 40); do
+    [[ $(dls psql -c "select status from boot_sessions") == *running* ]] && break
+    sleep 0.5
+done
 say "The login prompt: this system runs from its own copy of the disk, made as it logged in"
 dls psql -c "select c.hostname, i.name as image, c.disk_mode, s.status, host(s.client_ip) as client_ip from boot_sessions s join clients c on c.id = s.client_id join images i on i.id = s.image_id"
 
