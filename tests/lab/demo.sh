@@ -84,7 +84,7 @@ ip netns exec $lan qemu-system-x86_64 -accel tcg,thread=multi -cpu max -m 512 -d
     -device virtio-net-pci,netdev=n,mac=$mac,bootindex=1$rom < /dev/null &
 qemu=$!
 tail -f --pid=$qemu -n +1 "$work/console" | sed -u 's/\x1b\[[0-9;?=]*[A-Za-z]//g; s/\r//g' |
-    grep --line-buffered -aE 'LAB-GRUB|Linux version|iPXE 1|Start PXE|Logging into|operational now|DLS-|Debian GNU|login:' | cut -c1-110 | sed -u 's/^/  | /' &
+    grep --line-buffered -aE 'LAB-GRUB|Linux version|iPXE 1|Start PXE|Logging into|operational now|DLS-|Debian GNU|login:' | sed -u -E 's/^(.{0,110}).*/  | \1/' &
 said=$!
 for _ in $(seq 600); do
     grep -aq 'login:' "$work/console" && break
