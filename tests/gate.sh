@@ -32,13 +32,15 @@ compose() {
 
 unit() { # no error but that the program is not installed on this machine
     local said
-    said=$(systemd-analyze verify deploy/dls.service 2>&1 | grep -v 'is not executable' || true)
+    said=$(systemd-analyze verify deploy/dls.service deploy/phone-home/systemd/dls-report.service 2>&1 |
+        grep -v 'is not executable' || true)
     [ -z "$said" ] || { echo "$said"; return 1; }
 }
 
 shells() {
     local file
-    for file in .ci/run deploy/phone-home/dls-report deploy/nbd-root/initramfs-hook tests/lab/testos/build tests/lab/disk/build \
+    for file in .ci/run deploy/phone-home/dls-report deploy/phone-home/initramfs-tools/hooks/* \
+        deploy/phone-home/initramfs-tools/scripts/*/* deploy/nbd-root/initramfs-hook tests/lab/testos/build tests/lab/disk/build \
         tests/lab/disk/rootfs/usr/local/sbin/* $(git ls-files '*.sh'); do
         case $(head -n1 "$file") in *bash) bash -n "$file" ;; *) busybox sh -n "$file" ;; esac
     done

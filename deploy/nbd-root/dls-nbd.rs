@@ -11,10 +11,9 @@
 //! The other flags ask for what it does anyway. One file, no crates:
 //! `rustc --edition 2024 -O -C panic=abort -C strip=symbols dls-nbd.rs`.
 
-use std::ffi::{c_int, c_long, c_void};
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, exit};
 use std::thread::sleep;
@@ -23,30 +22,87 @@ use std::time::Duration;
 /// Seconds that the kernel waits for a new connection before reads and writes fail: a week.
 const WAIT: u64 = 7 * 24 * 3600;
 
-unsafe extern "C" {
-    fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
-    fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, length: u32)
-    -> c_int;
-    fn bind(fd: c_int, address: *const c_void, length: u32) -> c_int;
-    fn send(fd: c_int, data: *const c_void, length: usize, flags: c_int) -> isize;
-    fn recv(fd: c_int, data: *mut c_void, length: usize, flags: c_int) -> isize;
-    safe fn fork() -> c_int;
-    safe fn setsid() -> c_int;
-    safe fn mlockall(flags: c_int) -> c_int;
-}
+/// The few calls of the C library that the standard library does not give, made safe.
+#[expect(
+    unsafe_code,
+    reason = "netlink sockets and fork have no safe interface without a crate"
+)]
+mod sys {
+    use std::ffi::{c_int, c_void};
+    use std::io;
+    use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-fn check(result: c_long) -> io::Result<c_long> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
+    unsafe extern "C" {
+        safe fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+        fn setsockopt(
+            fd: c_int,
+            level: c_int,
+            name: c_int,
+            value: *const c_void,
+            length: u32,
+        ) -> c_int;
+        fn bind(fd: c_int, address: *const c_void, length: u32) -> c_int;
+        fn send(fd: c_int, data: *const c_void, length: usize, flags: c_int) -> isize;
+        fn recv(fd: c_int, data: *mut c_void, length: usize, flags: c_int) -> isize;
+        fn fork() -> c_int;
+        pub(super) safe fn setsid() -> c_int;
+        pub(super) safe fn mlockall(flags: c_int) -> c_int;
     }
-}
 
-fn option(fd: c_int, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
-    // SAFETY: the value lives on this stack frame and its length is its own.
-    let done = unsafe { setsockopt(fd, level, name, (&raw const value).cast(), 4) };
-    check(done.into()).map(drop)
+    fn check(result: c_int) -> io::Result<c_int> {
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(result)
+        }
+    }
+
+    fn length(result: isize) -> io::Result<usize> {
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// A generic netlink socket with a name of its own, by the kernel's choice: nothing is
+    /// told to the nameless.
+    pub(super) fn netlink() -> io::Result<OwnedFd> {
+        // AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_GENERIC
+        let fd = check(socket(16, 3 | 0o2_000_000, 16))?;
+        // SAFETY: a descriptor that was just made and is nobody else's.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let address: [u8; 12] = [16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        // SAFETY: the address lives on this stack frame and its length is its own.
+        let bound = unsafe { bind(fd.as_raw_fd(), address.as_ptr().cast(), 12) };
+        check(bound).map(|_| fd)
+    }
+
+    /// Sets an option of a socket to a number.
+    pub(super) fn option(
+        fd: BorrowedFd<'_>,
+        level: c_int,
+        name: c_int,
+        value: c_int,
+    ) -> io::Result<()> {
+        // SAFETY: the value lives on this stack frame and its length is its own.
+        let done = unsafe { setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), 4) };
+        check(done).map(drop)
+    }
+
+    /// Sends a datagram.
+    pub(super) fn put(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
+        // SAFETY: the slice is that long.
+        length(unsafe { send(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), 0) })
+    }
+
+    /// Receives a datagram; its length.
+    pub(super) fn get(fd: BorrowedFd<'_>, data: &mut [u8]) -> io::Result<usize> {
+        // SAFETY: the slice is that long.
+        length(unsafe { recv(fd.as_raw_fd(), data.as_mut_ptr().cast(), data.len(), 0) })
+    }
+
+    /// Goes on in a child; true in the parent.
+    pub(super) fn split() -> io::Result<bool> {
+        // SAFETY: this program has one thread, so no lock can be held in the child.
+        check(unsafe { fork() }).map(|child| child != 0)
+    }
 }
 
 fn other(text: String) -> io::Error {
@@ -98,24 +154,13 @@ fn number(bytes: &[u8]) -> Option<u32> {
 
 impl Netlink {
     fn open() -> io::Result<Self> {
-        // AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_GENERIC
-        // SAFETY: no pointers.
-        let fd = check(unsafe { socket(16, 3 | 0o2_000_000, 16) }.into())?;
-        // SAFETY: a descriptor that was just made and is nobody else's.
-        let netlink = Self(unsafe { OwnedFd::from_raw_fd(fd as c_int) });
-        // A name of its own, by the kernel's choice: nothing is told to the nameless.
-        let address: [u8; 12] = [16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        // SAFETY: the address lives on this stack frame and its length is its own.
-        let bound = unsafe { bind(netlink.0.as_raw_fd(), address.as_ptr().cast(), 12) };
-        check(bound.into())?;
-        Ok(netlink)
+        sys::netlink().map(Self)
     }
 
     fn receive(&self) -> io::Result<Vec<u8>> {
         let mut data = vec![0_u8; 16 << 10];
-        // SAFETY: the buffer is that long.
-        let length = unsafe { recv(self.0.as_raw_fd(), data.as_mut_ptr().cast(), data.len(), 0) };
-        data.truncate(check(length as c_long)? as usize);
+        let length = sys::get(self.0.as_fd(), &mut data)?;
+        data.truncate(length);
         Ok(data)
     }
 
@@ -143,8 +188,7 @@ impl Netlink {
         data.extend([0; 8]);
         data.extend([command, 1, 0, 0]);
         data.extend(payload);
-        // SAFETY: the buffer is that long.
-        check(unsafe { send(self.0.as_raw_fd(), data.as_ptr().cast(), data.len(), 0) } as c_long)?;
+        sys::put(self.0.as_fd(), &data)?;
         let mut answer = None;
         loop {
             let data = self.receive()?;
@@ -158,7 +202,10 @@ impl Netlink {
                 });
                 continue;
             }
-            let code = data.get(16..20).and_then(number).unwrap_or(0) as i32;
+            let code = data
+                .get(16..20)
+                .and_then(number)
+                .map_or(0, u32::cast_signed);
             return match code {
                 0 => Ok(answer),
                 code => Err(io::Error::from_raw_os_error(-code)),
@@ -185,7 +232,7 @@ impl Driver {
         let family = u16::from_ne_bytes(family.try_into().map_err(|_| missing())?);
         for (_, group) in attributes(value(&answer.attributes, 7).unwrap_or_default()) {
             if let Some(id) = value(&attributes(&group), 2).and_then(number) {
-                option(news.0.as_raw_fd(), 270, 1, id as c_int)?; // NETLINK_ADD_MEMBERSHIP
+                sys::option(news.0.as_fd(), 270, 1, id.cast_signed())?; // NETLINK_ADD_MEMBERSHIP
             }
         }
         Ok(Self {
@@ -197,7 +244,7 @@ impl Driver {
     }
 
     fn give(&self, command: u8, connection: &TcpStream, more: &[u8]) -> io::Result<()> {
-        let fd = attribute(1, &(connection.as_raw_fd() as u32).to_ne_bytes());
+        let fd = attribute(1, &connection.as_raw_fd().to_ne_bytes());
         let sockets = attribute(0x8007, &attribute(0x8001, &fd));
         let payload = [
             attribute(1, &self.index.to_ne_bytes()),
@@ -277,11 +324,10 @@ impl Server {
         connection.set_nodelay(true)?;
         connection.set_read_timeout(Some(limit))?;
         connection.set_write_timeout(Some(limit))?;
-        let fd = connection.as_raw_fd();
         // A server that vanished is noticed in a minute: keep-alive, and TCP_USER_TIMEOUT.
-        option(fd, 1, 9, 1)?;
+        sys::option(connection.as_fd(), 1, 9, 1)?;
         for (name, value) in [(4, 10), (5, 5), (6, 10), (18, 60_000)] {
-            option(fd, 6, name, value)?;
+            sys::option(connection.as_fd(), 6, name, value)?;
         }
         let hello: [u8; 18] = take(&mut connection)?;
         if hello[..16] != *b"NBDMAGICIHAVEOPT" || hello[17] & 1 == 0 {
@@ -294,8 +340,9 @@ impl Server {
         let mut go = flags.to_be_bytes().to_vec();
         go.extend(b"IHAVEOPT\0\0\0\x07");
         let name = self.name.as_bytes();
-        go.extend((name.len() as u32 + 8).to_be_bytes());
-        go.extend((name.len() as u32).to_be_bytes());
+        let length = u32::try_from(name.len()).map_err(io::Error::other)?;
+        go.extend((length + 8).to_be_bytes());
+        go.extend(length.to_be_bytes());
         go.extend(name);
         go.extend([0, 1, 0, 3]);
         connection.write_all(&go)?;
@@ -382,12 +429,11 @@ fn run(server: &Server, device: &str) -> io::Result<()> {
     driver.connect(&connection, export)?;
     drop(connection);
     // The caller goes on; what stays behind needs no file and no page of the disk.
-    match check(fork().into())? {
-        0 => {}
-        _ => exit(0),
+    if sys::split()? {
+        exit(0);
     }
-    setsid();
-    mlockall(3);
+    sys::setsid();
+    sys::mlockall(3);
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     loop {
         driver.lost()?;

@@ -1,7 +1,7 @@
 //! What a boot is told of its disk: names, secrets, ports, and how they stand in a kernel's
 //! command line. Pure; text only. Every word is checked before it is written.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::Ipv4Addr;
 
 use uuid::Uuid;
@@ -12,6 +12,9 @@ use crate::model::{DiskIdentity, DiskProtocol};
 
 /// The name that the server answers a challenge of the machine with (mutual CHAP).
 pub const SERVER_NAME: &str = "dls";
+
+/// The port of the boot listener that `dls-report` takes where nothing else is said.
+pub const DEFAULT_HTTP_PORT: u16 = 8069;
 
 /// How one boot reaches its disk.
 #[derive(Clone, PartialEq, Eq)]
@@ -87,6 +90,18 @@ impl DiskWords {
             export: export_name(site_key, attempt),
             uuid: client,
         }
+    }
+
+    /// With the port of HTTP that the booted system reports to. One that `sanboot` started
+    /// sees the boot firmware table (iBFT) and no command line of ours, and in that table the
+    /// initiator's name is the only word that is ours to choose: a port other than
+    /// [`DEFAULT_HTTP_PORT`] closes it (`..:PORT`).
+    #[must_use]
+    pub fn reporting_at(mut self, port: u16) -> Self {
+        if port != DEFAULT_HTTP_PORT {
+            let _ = write!(self.initiator, ":{port}");
+        }
+        self
     }
 
     /// True if each of them is one word that may stand in a script.
@@ -259,6 +274,19 @@ pub(crate) mod tests {
                 DiskProtocol::Nbd
             ),
             "netroot=nbd:10.0.0.1:2.3:ext4:10809 x={nothing}"
+        );
+    }
+
+    #[test]
+    fn the_initiator_s_name_says_where_to_report_if_that_is_not_the_default() {
+        let name = "iqn.2026-11.internal.dls.client:00000000000000000000000000000001";
+        let named = |port| words().reporting_at(port).initiator;
+        assert_eq!(named(8069), name);
+        assert_eq!(named(80), format!("{name}:80"));
+        let words = words().reporting_at(65535);
+        assert!(
+            words.are_safe() && words.initiator.len() <= 223,
+            "RFC 7143 section 4.2.7.1"
         );
     }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::disk_words::DiskWords;
+use super::disk_words::{DEFAULT_HTTP_PORT, DiskWords};
 use super::disks::{Disks, Verdict};
 use super::loaders::{DEFAULT_LOADER_DIR, Loaders};
 use super::path::{BootPath, Item, Report};
@@ -60,7 +60,7 @@ impl Default for FilesOptions {
         Self {
             loader_dirs: vec![PathBuf::from(DEFAULT_LOADER_DIR)],
             default_image: None,
-            http_port: 8069,
+            http_port: DEFAULT_HTTP_PORT,
             wait_seconds: 5,
             disk_ports: (3260, 10809),
         }
@@ -267,7 +267,12 @@ impl Shared {
         };
         let snapshot = self.view.get();
         if let (Some((id, token)), Item::Report(kind)) = (proof, item) {
-            if !BootToken::make(snapshot.site_key(), *id).matches(token) {
+            let key = snapshot.site_key();
+            // Of its URL, or made of its disk's secret. Both are looked at in any case, so that
+            // the time it takes says nothing.
+            let of_url = BootToken::make(key, *id).matches(token);
+            let of_disk = BootToken::report(key, *id).matches(token);
+            if !(of_url | of_disk) {
                 return Err(NoFile::BadToken);
             }
             return self.report(*id, kind, report, visitor);
@@ -439,6 +444,7 @@ impl Shared {
                 visitor.server,
                 self.options.disk_ports,
             )
+            .reporting_at(self.options.http_port)
         });
         let hostname = case.client.as_ref().map_or("", |c| c.hostname.as_str());
         let image = case.image.as_ref().map_or("", |i| i.name.as_str());

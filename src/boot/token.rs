@@ -8,7 +8,7 @@
 use std::fmt;
 
 use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
@@ -43,6 +43,23 @@ impl BootToken {
     #[must_use]
     pub fn nbd(site_key: &[u8], attempt: Uuid) -> Self {
         Self(derive(site_key, attempt, b"nbd"))
+    }
+
+    /// The token that a system makes itself of what the firmware was told of its disk: the
+    /// first 16 bytes of SHA-256 over the machine's CHAP secret and `:report`. It opens the
+    /// way to report and nothing else, and tells nothing of the secret.
+    ///
+    /// A plain hash, because the system has no more than a shell and `sha256sum`; what goes in
+    /// is of fixed length, so nothing can be appended to it and be another boot's.
+    #[must_use]
+    pub fn report(site_key: &[u8], attempt: Uuid) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(chap_secret(site_key, attempt, Chap::Machine));
+        hash.update(b":report");
+        let full = hash.finalize();
+        let mut token = [0_u8; 16];
+        token.copy_from_slice(&full[..16]);
+        Self(token)
     }
 
     /// Compares in constant time.
@@ -192,6 +209,24 @@ mod tests {
             &name.replace('.', "/"),
         ] {
             assert_eq!(read_export_name(b"key", bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_report_s_token_is_what_a_shell_makes_of_the_secret() {
+        let boot = Uuid::from_u128(7);
+        let token = BootToken::report(b"key", boot);
+        // printf '%s:report' "$secret" | sha256sum
+        let secret = chap_secret(b"key", boot, Chap::Machine);
+        assert_eq!(secret, "Tzij1UzrBbIlsLYu");
+        assert_eq!(token.reveal(), "df63b0307b3127561268fd930dd19cca");
+        for other in [
+            BootToken::make(b"key", boot),
+            BootToken::nbd(b"key", boot),
+            BootToken::report(b"kez", boot),
+            BootToken::report(b"key", Uuid::from_u128(8)),
+        ] {
+            assert!(!token.matches(&other));
         }
     }
 

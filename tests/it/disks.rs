@@ -1,4 +1,7 @@
 //! Who gets which disk, with a real tracker and PostgreSQL, over a store in memory.
+//! `outage`: the same while PostgreSQL is stopped, over real disks.
+
+mod outage;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -42,7 +45,7 @@ impl Wire {
         })
     }
 
-    fn hold(&self, disk: Attachment) {
+    pub(crate) fn hold(&self, disk: Attachment) {
         *self.disk.lock().unwrap() = Some(disk);
     }
 }
@@ -75,12 +78,13 @@ pub(crate) fn chap(attempt: Uuid, target: Option<Uuid>, line: &Arc<Wire>) -> Log
 }
 
 struct World {
-    db: TestDb,
+    /// Of the shared cluster, if it is on that.
+    db: Option<TestDb>,
     catalog: Catalog,
     cache: Cache,
     tracker: Tracker,
     disks: Disks,
-    store: Arc<Memory>,
+    store: Arc<dyn Storage>,
     clock: Clock,
     image: Image,
     clients: Vec<Client>,
@@ -91,9 +95,17 @@ struct World {
 impl World {
     /// Two ephemeral clients and a persistent one, of one disk image.
     async fn new() -> Self {
-        let db = TestDb::new().await;
-        let server_id = Uuid::new_v4();
+        let (db, server_id) = (TestDb::new().await, Uuid::new_v4());
         let catalog = db.catalog_of(server_id).await;
+        let world = Self::over(catalog, server_id, Arc::new(Memory::new())).await;
+        Self {
+            db: Some(db),
+            ..world
+        }
+    }
+
+    /// The same on that database and that store.
+    async fn over(catalog: Catalog, server_id: Uuid, store: Arc<dyn Storage>) -> Self {
         let image = Image {
             kind: ImageKind::Disk,
             boot_method: BootMethod::San,
@@ -117,7 +129,6 @@ impl World {
             clients.push(client);
         }
         let cache = Cache::open(catalog.clone()).await.unwrap();
-        let store = Arc::new(Memory::new());
         let volume = Volume::Image(image.id);
         store.create(volume, SIZE).unwrap();
         let disk = store.open(volume, dls::storage::Access::Write).unwrap();
@@ -128,7 +139,7 @@ impl World {
         let (tracker, cancel) = tracker_of(&catalog, &clock, server_id);
         let disks = Disks::new(cache.view(), tracker.clone(), store.clone(), clock.clone());
         Self {
-            db,
+            db: None,
             catalog,
             cache,
             tracker,
@@ -280,16 +291,14 @@ async fn each_boot_has_its_clone_and_finds_it_again() {
     let left = world.clones();
     assert!(left.contains(&Volume::Session(next)) && left.contains(&Volume::Session(neighbour)));
     assert!(!left.contains(&Volume::Session(boot)));
-    let rows = world.db.text("SELECT string_agg(client || ' ' || mode || ' ' || image, ',' ORDER BY client) FROM client_disks");
+    let db = world.db.as_ref().unwrap();
+    let rows = db.text("SELECT string_agg(client || ' ' || mode || ' ' || image, ',' ORDER BY client) FROM client_disks");
     assert_eq!(
         rows.await.as_deref(),
         Some("pc-0001 ephemeral disk,pc-0002 ephemeral disk")
     );
     let peer = "SELECT attached_from FROM client_disks WHERE client = 'pc-0001'";
-    assert_eq!(
-        world.db.text(peer).await.as_deref(),
-        Some("10.9.0.50:40000")
-    );
+    assert_eq!(db.text(peer).await.as_deref(), Some("10.9.0.50:40000"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use dls::boot::disk_words::DiskWords;
+use dls::boot::token::BootToken;
+use uuid::Uuid;
+
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn hook(file: &str) -> PathBuf {
@@ -66,7 +70,16 @@ impl Machine {
         let dir = tempfile::tempdir().unwrap();
         let bin = dir.path().join("bin");
         std::fs::create_dir(&bin).unwrap();
-        for applet in ["sh", "cat", "sleep", "timeout"] {
+        for applet in [
+            "sh",
+            "cat",
+            "sleep",
+            "timeout",
+            "sha256sum",
+            "rm",
+            "stat",
+            "chown",
+        ] {
             symlink("/bin/busybox", bin.join(applet)).unwrap();
         }
         for tool in tools {
@@ -91,6 +104,7 @@ impl Machine {
             .env("PATH", bin)
             .env("DLS_CMDLINE", self.dir.path().join("cmdline"))
             .env("DLS_SAVED", self.dir.path().join("saved"))
+            .env("DLS_IBFT", self.dir.path().join("ibft"))
             .stdin(Stdio::null());
         command
     }
@@ -98,6 +112,64 @@ impl Machine {
     fn run(&self, arguments: &[&str]) -> Option<i32> {
         self.command(arguments).status().unwrap().code()
     }
+
+    /// With the shell and the `timeout` of Debian: busybox's prefer its own applets to any
+    /// program in the PATH.
+    fn like_debian(self) -> Self {
+        for (name, program) in [("sh", "/bin/dash"), ("timeout", "/usr/bin/timeout")] {
+            let path = self.dir.path().join("bin").join(name);
+            std::fs::remove_file(&path).unwrap();
+            symlink(program, path).unwrap();
+        }
+        self
+    }
+
+    /// The table that firmware leaves behind which booted from this disk, as Linux shows it.
+    fn firmware(&self, words: &DiskWords) {
+        let server = words.server.to_string();
+        for (file, text) in [
+            ("target0/target-name", &words.target),
+            ("target0/ip-addr", &server),
+            ("target0/chap-name", &words.username),
+            ("target0/chap-secret", &words.password),
+            ("target0/rev-chap-name", &words.server_username),
+            ("target0/rev-chap-name-secret", &words.server_password),
+            ("initiator/initiator-name", &words.initiator),
+        ] {
+            let path = self.dir.path().join("ibft").join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, format!("{text}\n")).unwrap();
+        }
+    }
+
+    /// A program of that name that answers `--version` so, and notes its words and its input.
+    fn fake(&self, name: &str, version: &str) {
+        let dir = self.dir.path().display();
+        let script = format!(
+            "#!{dir}/bin/sh\n[ \"$1\" != --version ] || {{ echo {version}; exit; }}\necho \"$@\" > {dir}/words\ncat > {dir}/input\n"
+        );
+        let path = self.dir.path().join("bin").join(name);
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn read(&self, file: &str) -> String {
+        std::fs::read_to_string(self.dir.path().join(file)).unwrap()
+    }
+}
+
+/// A boot, what its machine is told of its disk, and the path that it is to report to.
+fn disk_boot(server: SocketAddr) -> (DiskWords, String) {
+    let (key, boot) = (b"a site's key", Uuid::from_u128(0xab << 64));
+    let SocketAddr::V4(address) = server else {
+        unreachable!("the listener has an IPv4 address")
+    };
+    let words = DiskWords::new(key, boot, Uuid::from_u128(7), *address.ip(), (3260, 10809));
+    let token = BootToken::report(key, boot).reveal();
+    (
+        words.reporting_at(address.port()),
+        format!("/b/{}.{token}/", boot.simple()),
+    )
 }
 
 struct Running(Child);
@@ -119,7 +191,10 @@ fn every_tool_reports() {
         let (address, calls) = listener(0);
         let cmdline =
             format!("BOOT_IMAGE=* quiet dls.report=http://{address}/b/1.2/ console=ttyS0\n");
-        let machine = Machine::new(&cmdline, &[tool]);
+        let mut machine = Machine::new(&cmdline, &[tool]);
+        if !tool.starts_with("busybox") {
+            machine = machine.like_debian();
+        }
         assert_eq!(machine.run(&["up"]), Some(0), "{tool}");
         assert_eq!(
             machine.run(&["bye", "power off; $(reboot)"]),
@@ -155,6 +230,101 @@ fn what_the_initrd_kept_is_used() {
     std::fs::write(machine.dir.path().join("saved"), kept).unwrap();
     assert_eq!(machine.run(&["beat"]), Some(0));
     assert_eq!(calls.recv_timeout(PATIENCE).unwrap().0, "GET /kept/beat");
+}
+
+#[test]
+fn a_system_from_a_disk_reports_by_its_firmware_s_table() {
+    let (address, calls) = listener(0);
+    let (words, path) = disk_boot(address);
+    let machine = Machine::new("root=UUID=1 quiet", &["busybox wget"]);
+    machine.firmware(&words);
+    assert_eq!(machine.run(&["up"]), Some(0));
+    let up = calls.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(up.0, format!("GET {path}up"), "as the server makes it");
+
+    // The command line goes first.
+    std::fs::write(
+        machine.dir.path().join("cmdline"),
+        format!("dls.report=http://{address}/line/"),
+    )
+    .unwrap();
+    assert_eq!(machine.run(&["up"]), Some(0));
+    assert_eq!(calls.recv_timeout(PATIENCE).unwrap().0, "GET /line/up");
+
+    // Without a port it is the usual one; the table of another disk, or without CHAP, is of
+    // no concern.
+    let (usual, _) = disk_boot(SocketAddr::from(([127, 0, 0, 9], 8069)));
+    assert_eq!(usual.initiator.matches(':').count(), 1);
+    let report = |words: &DiskWords| {
+        let machine = Machine::new("quiet", &[]);
+        machine.fake("curl", "curl");
+        machine.firmware(words);
+        assert_eq!(machine.run(&["up"]), Some(0));
+        std::fs::read_to_string(machine.dir.path().join("input")).ok()
+    };
+    let input = report(&usual).unwrap();
+    assert!(input.contains("\"http://127.0.0.9:8069/b/"), "{input}");
+    let other = DiskWords {
+        target: "iqn.2001-01.com.example:disk".to_owned(),
+        ..words.clone()
+    };
+    let open = DiskWords {
+        password: String::new(),
+        ..words.clone()
+    };
+    assert_eq!((report(&other), report(&open)), (None, None));
+}
+
+#[test]
+fn a_service_without_rights_is_told_by_root_and_nobody_else_is() {
+    let (address, calls) = listener(0);
+    let (words, path) = disk_boot(address);
+    let machine = Machine::new("quiet", &["curl"]);
+    let own = machine.dir.path().join("own");
+    std::fs::create_dir(&own).unwrap();
+    let nobody = nix::unistd::Uid::from_raw(65534);
+    nix::unistd::chown(&own, Some(nobody), None).unwrap();
+    let kept = own.join("report");
+    let keep = ["keep", kept.to_str().unwrap()];
+    // Nothing to keep: no table, or the command line says it to everybody anyway.
+    assert_eq!(machine.run(&keep), Some(0));
+    assert!(!kept.exists());
+    machine.firmware(&words);
+    assert_eq!(machine.run(&keep), Some(0));
+    assert_eq!(
+        machine.run(&keep),
+        Some(0),
+        "again, when the unit is restarted"
+    );
+    use std::os::unix::fs::MetadataExt;
+    let meta = kept.metadata().unwrap();
+    assert_eq!((meta.mode() & 0o7777, meta.uid()), (0o600, 65534));
+    let text = machine.read("own/report");
+    assert_eq!(text, format!("dls.report=http://{address}{path}\n"));
+    assert!(!text.contains(&words.password), "never the secret itself");
+
+    std::fs::remove_dir_all(machine.dir.path().join("ibft")).unwrap();
+    let mut service = machine.command(&["bye", "poweroff"]);
+    service.env("RUNTIME_DIRECTORY", &own);
+    assert_eq!(service.status().unwrap().code(), Some(0));
+    let bye = calls.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(bye, (format!("POST {path}bye"), "poweroff".to_owned()));
+    assert_eq!(machine.run(&["keep"]), Some(2));
+}
+
+#[test]
+fn no_process_has_the_token_among_its_words() {
+    for (tool, version) in [("curl", "curl"), ("wget", "GNU Wget")] {
+        let (words, path) = disk_boot(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let machine = Machine::new("quiet", &[]).like_debian();
+        machine.fake(tool, version);
+        machine.firmware(&words);
+        assert_eq!(machine.run(&["bye", "reboot"]), Some(0), "{tool}");
+        let (said, read) = (machine.read("words"), machine.read("input"));
+        assert!(said.contains("reboot"), "{tool}: {said}");
+        assert!(!said.contains("/b/"), "{tool}: {said}");
+        assert!(read.contains(&format!("{path}bye")), "{tool}: {read}");
+    }
 }
 
 #[test]

@@ -84,7 +84,7 @@ ip netns exec $lan qemu-system-x86_64 -accel tcg,thread=multi -cpu max -m 512 -d
     -device virtio-net-pci,netdev=n,mac=$mac,bootindex=1$rom < /dev/null &
 qemu=$!
 tail -f --pid=$qemu -n +1 "$work/console" | sed -u 's/\x1b\[[0-9;?=]*[A-Za-z]//g; s/\r//g' |
-    grep --line-buffered -aE 'LAB-GRUB|Linux version|iPXE 1|Start PXE|Logging into|operational now|DLS-|Debian GNU|login:' | cut -c1-110 | sed -u 's/^/  | /' &
+    grep --line-buffered -aE 'LAB-GRUB|Linux version|iPXE 1|Start PXE|Logging into|operational now|DLS-|Debian GNU' | sed -u -E 's/^(.{0,110}).*/  | \1/' &
 said=$!
 for _ in $(seq 600); do
     grep -aq 'login:' "$work/console" && break
@@ -93,6 +93,13 @@ for _ in $(seq 600); do
 done
 sleep 1
 grep -aq 'login:' "$work/console" || { echo "The machine did not come up. dls says:"; tail -n 30 "$work/dls.log"; exit 1; }
+# The prompt is no whole line, so the pipe above can't show it.
+printf '  | %s\n' "$(grep -a 'login:' "$work/console" | tail -n 1 | sed 's/\x1b\[[0-9;?=]*[A-Za-z]//g; s/\r//g')"
+# It says so itself a moment later.
+for _ in $(seq 40); do
+    [[ $(dls psql -c "select status from boot_sessions") == *running* ]] && break
+    sleep 0.5
+done
 say "The login prompt: this system runs from its own copy of the disk, made as it logged in"
 dls psql -c "select c.hostname, i.name as image, c.disk_mode, s.status, host(s.client_ip) as client_ip from boot_sessions s join clients c on c.id = s.client_id join images i on i.id = s.image_id"
 

@@ -89,6 +89,16 @@ fn expect_io(machine: &Machine, what: &str) {
     });
 }
 
+/// Waits until the system has said itself that it is up: nothing was inferred. It had no
+/// command line of ours, so it made where to report to of the boot firmware table.
+fn expect_report(dls: &Dls<'_>, mac: &str) {
+    let timeline = dls.expect_stage(mac, "up", secs(90));
+    timeline.assert_order(&["script", "disk_attached", "up"]);
+    let up = timeline.row("up").expect("the row");
+    assert_eq!(up["detail"]["by"], "report", "{up}");
+    assert_eq!(up["detail"]["inferred"], false, "{up}");
+}
+
 /// A number in a row's detail.
 fn bytes(row: &Value, key: &str) -> u64 {
     let value = row.get("detail").and_then(|detail| detail.get(key));
@@ -109,6 +119,9 @@ fn two_machines_one_image_ephemeral_and_persistent() {
     // What the operator reads of it.
     let timeline = dls.expect_stage(MAC, "disk_written", secs(10));
     timeline.assert_order(&["script", "disk_attached", "disk_read", "disk_written"]);
+    for mac in [MAC, OTHER] {
+        expect_report(&dls, mac);
+    }
 
     // A warm reset of both, without a word to the disk.
     clean.reset();
@@ -134,6 +147,22 @@ fn two_machines_one_image_ephemeral_and_persistent() {
     dls.assert_unchanged("debian", &disk.file("disk.img"));
     let image = dls.rows("select sha256 from images where name = 'debian'");
     assert_eq!(image[0]["sha256"], disk.sha256());
+
+    // A clean end, as the system itself tells it.
+    expect_report(&dls, MAC);
+    clean.log_in();
+    clean.enter("poweroff");
+    let timeline = dls.expect_stage(MAC, "bye", secs(90));
+    let bye = timeline.row("bye").expect("the row");
+    assert!(bye["detail"].to_string().contains("poweroff"), "{bye}");
+    let status = || {
+        let rows = dls.rows(&format!(
+            "select s.status from boot_sessions s join clients c on c.id = s.client_id \
+             where c.mac_address = '{MAC}' order by s.started_at desc limit 1"
+        ));
+        (rows[0]["status"] == "shutdown").then_some(())
+    };
+    wait_for("its session is shut down", secs(30), status);
 
     // The end of a disk, by bytes: the loader's login ended long ago, the system's ends when
     // it is found to answer no more.

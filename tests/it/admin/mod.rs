@@ -2,7 +2,8 @@
 //!
 //! `world` starts a server for each test; `access` (who may what), `nouns` (every verb),
 //! `hostile` (what others send), `upload` (all or nothing), `disks`, `killed` (the server, in the
-//! middle of an import), `live` (streams, health), `cli`, `cli_disks`.
+//! middle of an import), `live` (streams, health), `reset` (a client's disk: clean, kept or
+//! thrown away), `cli`, `cli_disks`.
 
 mod access;
 mod cli;
@@ -12,5 +13,6 @@ mod hostile;
 mod killed;
 mod live;
 mod nouns;
+mod reset;
 mod upload;
 mod world;

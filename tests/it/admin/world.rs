@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use dls::admin::auth::{token_file, token_path};
 use dls::admin::{AdminMetrics, AdminServer, Handles, ImageLimits, Part};
+use dls::boot::disks::Disks;
 use dls::boot::session::Rules;
 use dls::boot::tracker::{Caps, Tracker};
 use dls::cache::Cache;
@@ -29,6 +30,8 @@ pub(super) struct World {
     pub(super) cache: Cache,
     pub(super) tracker: Tracker,
     pub(super) disks: Arc<dyn Storage>,
+    /// The same, as the machines that boot see them.
+    pub(super) boot_disks: Disks,
     pub(super) clock: Clock,
     pub(super) address: SocketAddr,
     pub(super) token: String,
@@ -62,6 +65,7 @@ impl World {
         let root = storage.root().to_owned();
         let (uploads, pending) = (Uploads::open(&root).unwrap(), Pending::open(&root).unwrap());
         let disks: Arc<dyn Storage> = Arc::new(DiskStore::open(&root, 1 << 20).unwrap());
+        let boot_disks = Disks::new(cache.view(), tracker.clone(), disks.clone(), clock.clone());
         let token = token_file(dir.path()).unwrap();
         let mut registry = Registry::with_prefix("dls");
         let metrics = AdminMetrics::register(&mut registry);
@@ -76,12 +80,7 @@ impl World {
             catalog: catalog.clone(),
             cache: cache.clone(),
             tracker: tracker.clone(),
-            boot_disks: dls::boot::disks::Disks::new(
-                cache.view(),
-                tracker.clone(),
-                Arc::new(dls::storage::memory::Memory::new()),
-                clock.clone(),
-            ),
+            boot_disks: boot_disks.clone(),
             storage,
             disks: disks.clone(),
             uploads,
@@ -109,6 +108,7 @@ impl World {
             cache,
             tracker,
             disks,
+            boot_disks,
             clock,
             address,
             token: token.reveal().to_owned(),

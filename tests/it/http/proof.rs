@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use dls::boot::files::{Content, NoFile, Visitor};
 use dls::boot::path::BootPath;
 use dls::boot::session::Door;
+use dls::boot::token::BootToken;
 use uuid::Uuid;
 
 use super::site::Site;
@@ -243,4 +244,28 @@ async fn reports_need_their_token_and_method_and_are_short() {
         .ask("POST", &stranger, &["Content-Length: 0"])
         .await;
     assert_eq!(reply.status, 410);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_token_of_a_disk_s_secret_is_for_reports_only() {
+    let site = Site::start().await;
+    let (boot, other) = (site.power_on(1, ONE), site.power_on(2, TWO));
+    let token = |id| BootToken::report(site.cache.get().site_key(), id).reveal();
+    let path = |token: String, item: &str| format!("/b/{}.{token}/{item}", boot.id.simple());
+    let mut wire = Wire::connect(site.address).await;
+    for item in ["boot.ipxe", "kernel", "initrd0"] {
+        let reply = wire.ask("GET", &path(token(boot.id), item), &[]).await;
+        assert_eq!((reply.status, reply.text().as_str()), (403, "not yours\n"));
+    }
+    for item in ["up", "beat", "bye"] {
+        let reply = wire.ask("GET", &path(token(other.id), item), &[]).await;
+        assert_eq!(reply.status, 403, "another boot's");
+        let nbd = BootToken::nbd(site.cache.get().site_key(), boot.id).reveal();
+        let reply = wire.ask("GET", &path(nbd, item), &[]).await;
+        assert_eq!(reply.status, 403, "of another purpose");
+        let reply = wire.ask("GET", &path(token(boot.id), item), &[]).await;
+        assert_eq!(reply.status, 204, "{item}");
+    }
+    let timeline = site.timeline(boot.id, |rows| rows.contains("bye")).await;
+    assert!(timeline.contains("\"by\": \"report\""), "{timeline}");
 }
