@@ -1,6 +1,7 @@
 //! What every store of disks must do, as one suite that runs over each backend. It knows the
 //! traits only.
 
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
@@ -66,6 +67,11 @@ fn write(disk: &dyn BlockDevice, offset: u64, data: &[u8]) {
 fn read(disk: &dyn BlockDevice, offset: u64, length: usize) -> Vec<u8> {
     let mut buffer = vec![0xaa; length];
     disk.read_at(offset, &mut buffer).unwrap();
+    if let Some(lent) = disk.lend(offset, length).unwrap() {
+        let mut sent = vec![0; length];
+        lent.file.read_exact_at(&mut sent, lent.at).unwrap();
+        assert!(sent == buffer, "{length} bytes at {offset} are lent wrong");
+    }
     buffer
 }
 

@@ -1,5 +1,6 @@
 //! Many clones of one image, and a store that is full.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,6 +39,34 @@ fn hash(disk: &dyn BlockDevice) -> Vec<u8> {
     let mut all = vec![0; disk.info().size as usize];
     disk.read_at(0, &mut all).unwrap();
     Sha256::digest(&all).to_vec()
+}
+
+/// What comes from an image as it was imported is lent from its file; what the clone has of its
+/// own, what is a hole and what lies behind the end are not.
+#[test]
+fn only_an_images_own_bytes_are_lent() {
+    let subject = InFiles::new();
+    let store = subject.get();
+    let base = image(store, SIZE);
+    store.clone_volume(&base, session(1)).unwrap();
+    let disk = store.open(session(1), Access::Write).unwrap();
+    disk.write_at(300_000, &[7; 5000], Durability::Volatile)
+        .unwrap();
+    let lends = |offset, length| disk.lend(offset, length).unwrap();
+    let lent = lends(4096, 131_072).map(|lent| {
+        let mut sent = vec![0; 131_072];
+        lent.file.read_exact_at(&mut sent, lent.at).unwrap();
+        sent
+    });
+    // An older kernel does not tell what is in memory.
+    let own = tempfile::tempfile().unwrap();
+    own.write_all_at(&[1; 4096], 0).unwrap();
+    let told = crate::storage::nowait::is_in_memory(&own, 0, 4096);
+    assert_eq!(lent, told.then(|| vec![1; 131_072]));
+    assert!(lends(299_000, 4096).is_none(), "its own bytes may change");
+    assert!(lends(SIZE / 2 - 4096, 8192).is_none(), "partly a hole");
+    assert!(lends(SIZE / 2, 65_536).is_none(), "a hole");
+    assert!(disk.lend(SIZE - 4096, 8192).is_err(), "behind the end");
 }
 
 #[test]
