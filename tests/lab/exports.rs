@@ -18,7 +18,7 @@ use crate::{secs, wait_for};
 /// Bytes of the small disk.
 const SIZE: usize = 16 << 20;
 /// Debian's: the bindings of libnbd are a package of its own.
-const PYTHON: &str = "/usr/bin/python3";
+pub(crate) const PYTHON: &str = "/usr/bin/python3";
 
 /// How a stand-in reaches its disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +140,20 @@ impl<'a> Stand<'a> {
             socket.exists().then_some(())
         });
         format!("nbd+unix:///?socket={}", socket.display())
+    }
+
+    /// The same for `crowd.py`, which speaks both protocols itself.
+    pub(crate) fn session(&self, by: By) -> String {
+        let word = |name: &str| self.word(&format!("lab.{name}"));
+        match by {
+            By::Nbd => format!("nbd 10.77.0.1 {}", word("export")),
+            By::Iscsi => format!(
+                "iscsi 10.77.0.1 {} {} {}",
+                word("target"),
+                word("user"),
+                word("pass")
+            ),
+        }
     }
 
     /// `disk.py` in its namespace.

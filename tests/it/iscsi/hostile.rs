@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dls::export::iscsi::IscsiLimits;
 
-use super::house::{DISK, House, NAME};
+use super::house::{DISK, House, NAME, limits};
 use super::raw::{Raw, pdu, text};
 
 /// Sends bytes, and reads until the other end closes; what was read.
@@ -111,7 +111,7 @@ fn hostile_pdus_in_a_session() {
 fn half_open_logins_end_and_live_sessions_go_on() {
     let limits = IscsiLimits {
         login: Duration::from_secs(2),
-        ..IscsiLimits::default()
+        ..limits()
     };
     let house = House::with(true, limits);
     let mut live = Raw::login(house.address, 9, "ImmediateData=Yes");
