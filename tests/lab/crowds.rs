@@ -135,12 +135,9 @@ fn a_crowd_of_half_handshakes_costs_little_and_ends_in_time() {
     // Whoever comes first costs more: code and tables that all share.
     let warm = ["half", "10.77.0.1", "24"];
     Crowd::start(&lab, &other, "warm", &warm, "").expect("CLOSED", 60);
-    let reading = ["busy", &base(&lab), "45"];
+    let reading = ["busy", &base(&lab), &rounds(22, 40).to_string()];
     let mut readers = Crowd::start(&lab, &host, "live", &reading, &sessions(&live));
     readers.expect("IN", 60);
-    // Both lengths of reads begin before the crowd comes.
-    std::thread::sleep(secs(2));
-
     let memory = Memory::of(&lab);
     let before = memory.now();
     let count = rounds(300, 5000).to_string();
@@ -149,7 +146,9 @@ fn a_crowd_of_half_handshakes_costs_little_and_ends_in_time() {
     let after = memory.now();
     let all: u64 = open[5..].parse().expect("a number");
     let each = after.saturating_sub(before) * 1024 / all;
-    eprintln!("{all} half handshakes: {before} KiB before, {after} KiB with them, {each} bytes each");
+    eprintln!(
+        "{all} half handshakes: {before} KiB before, {after} KiB with them, {each} bytes each"
+    );
     assert!(each <= HALF * 1024, "{each} bytes each");
     // Machines get in beside them.
     let newcomer = ["busy", &base(&lab), "1"];
@@ -163,7 +162,10 @@ fn a_crowd_of_half_handshakes_costs_little_and_ends_in_time() {
     assert!(words[1] == all.to_string() && last <= 15.0, "{closed}");
     // One address alone gets its share and no more.
     for port in [3260, 10809] {
-        assert_eq!(crowd.expect(&format!("ONE {port}"), 30), format!("ONE {port}: 64 of 80"));
+        assert_eq!(
+            crowd.expect(&format!("ONE {port}"), 30),
+            format!("ONE {port}: 64 of 80")
+        );
     }
     eprintln!("live ones: {}", readers.expect("READ", 120));
 }
@@ -177,7 +179,13 @@ fn a_machine_at_work_costs_less_than_a_mebibyte() {
     let stands = boot(&lab, &dls, &host, 0, count + 4);
     let (warm, stands) = stands.split_at(4);
     // Whoever comes first costs more: code and tables that all share.
-    let mut first = Crowd::start(&lab, &host, "warm", &["busy", &base(&lab), "1"], &sessions(warm));
+    let mut first = Crowd::start(
+        &lab,
+        &host,
+        "warm",
+        &["busy", &base(&lab), "1"],
+        &sessions(warm),
+    );
     first.expect("READ", 60);
     let memory = Memory::of(&lab);
     let before = memory.now();

@@ -59,7 +59,7 @@ impl Default for IscsiLimits {
             sessions: 4096,
             logins: 8192,
             logins_per_address: 64,
-            login: Duration::from_secs(15),
+            login: Duration::from_secs(14),
         }
     }
 }
@@ -162,12 +162,7 @@ impl Hub {
     }
 
     /// One connection, until it is a session or gone.
-    async fn welcome(
-        self: Arc<Self>,
-        mut stream: TcpStream,
-        peer: SocketAddr,
-        place: Place,
-    ) {
+    async fn welcome(self: Arc<Self>, mut stream: TcpStream, peer: SocketAddr, place: Place) {
         self.metrics.half_open.inc();
         let login = async {
             let ended = negotiate(&mut stream, self.door.clone()).await?;
