@@ -271,7 +271,12 @@ fn root_on_iscsi_outlives_restarts_of_the_server() {
     expect_boot(&mut machine, "fresh");
     dls.expect_status("running", secs(60));
     start_io(&mut machine);
-    withstands(&lab, &mut dls, &mut machine, "iscsi_written_bytes_total");
+    withstands(
+        &lab,
+        &mut dls,
+        &mut machine,
+        "dls_iscsi_written_bytes_total",
+    );
 
     // Without the database: I/O goes on, and a machine logs in again.
     dls.freeze_database();
@@ -294,7 +299,7 @@ fn root_on_nbd_outlives_restarts_of_the_server() {
     let timeline = dls.expect_stage(MAC, "up", secs(60));
     timeline.assert_order(&["script", "kernel_sent", "disk_attached", "disk_read", "up"]);
     start_io(&mut machine);
-    withstands(&lab, &mut dls, &mut machine, "nbd_written_bytes_total");
+    withstands(&lab, &mut dls, &mut machine, "dls_nbd_written_bytes_total");
     machine.reset();
     expect_boot(&mut machine, "fresh");
 }
