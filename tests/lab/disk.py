@@ -3,6 +3,7 @@
 disk.py write URI LEDGER SEED SECONDS   random writes, each in the ledger before it is sent
                                         (I) and once it is durable (A): FUA, or a flush after
                                         it. Reconnects for as long as it lives.
+                                        Goes on in a ledger that is there.
 disk.py verify URI LEDGER               each sector holds what was acknowledged last, or what
                                         was on its way after that
 disk.py apart BASE SEED WRITES URI...   the same image under many names: random writes to
@@ -54,11 +55,11 @@ def block(number, seed, at):
 
 
 def write(uri, ledger, seed, seconds):
-    dice = random.Random(seed)
     number = 0
     if os.path.exists(ledger):
         for line in open(ledger):
             number = max(number, int(line.split()[1]))
+    dice = random.Random(f"{seed} {number}")
     book = open(ledger, "a", buffering=1)
     until = time.time() + seconds
     breaks = 0

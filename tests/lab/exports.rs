@@ -164,29 +164,40 @@ impl<'a> Stand<'a> {
     }
 }
 
+fn acknowledgements(ledger: &str) -> usize {
+    let text = fs::read_to_string(ledger).unwrap_or_default();
+    text.lines().filter(|line| line.starts_with('A')).count()
+}
+
 /// A writer at work; it ends with the test if not before.
 pub(crate) struct Writer {
     process: Child,
     ledger: String,
+    /// Acknowledgements that the ledger held before.
+    before: usize,
 }
 
 impl Writer {
     pub(crate) fn start(stand: &Stand<'_>, uri: &str, ledger: &Path, seconds: u64) -> Self {
         let ledger = ledger.display().to_string();
         let log = fs::File::create(format!("{ledger}.log")).expect("a log");
+        let before = acknowledgements(&ledger);
         let process = stand
             .disk(&["write", uri, &ledger, "7", &seconds.to_string()])
             .stdout(log.try_clone().expect("a log"))
             .stderr(log)
             .spawn()
             .expect("disk.py");
-        Self { process, ledger }
+        Self {
+            process,
+            ledger,
+            before,
+        }
     }
 
     /// Acknowledgements so far.
     pub(crate) fn acknowledged(&self) -> usize {
-        let text = fs::read_to_string(&self.ledger).unwrap_or_default();
-        text.lines().filter(|line| line.starts_with('A')).count()
+        acknowledgements(&self.ledger) - self.before
     }
 
     /// Where it keeps its book.
@@ -240,8 +251,8 @@ fn what_was_flushed_outlives_kill_9_of_the_server() {
     for round in 1..=count {
         let mut writers: Vec<Writer> = Vec::new();
         for (stand, by) in stands.iter().zip(BOTH) {
+            // One for all rounds: what outlived one kill must outlive the next ones too.
             let ledger = lab.path().join(format!("ledger-{by:?}"));
-            let _ = fs::remove_file(&ledger);
             writers.push(Writer::start(stand, &stand.uri(by), &ledger, 3600));
         }
         wait_for("both writers write", secs(60), || {

@@ -342,7 +342,6 @@ fn every_flushed_write_outlives_a_power_cut() {
         let mut writers: Vec<Writer> = Vec::new();
         for (stand, by) in stands.iter().zip(BOTH) {
             let ledger = lab.path().join(format!("ledger-{by:?}"));
-            let _ = fs::remove_file(&ledger);
             writers.push(Writer::start(stand, &stand.uri(by), &ledger, 36_000));
         }
         wait_for("both writers write", secs(120), || {
