@@ -142,6 +142,28 @@ fn half_open_logins_end_and_live_sessions_go_on() {
 }
 
 #[test]
+fn crowds_of_one_address_are_kept_out() {
+    let limits = IscsiLimits {
+        logins_per_address: 4,
+        ..limits()
+    };
+    let house = House::with(true, limits);
+    let mut live = Raw::login(house.address, 9, "ImmediateData=Yes");
+    let half = |_| TcpStream::connect(house.address).unwrap();
+    let waiting: Vec<TcpStream> = (0..4).map(half).collect();
+    let mut fifth = Raw::connect(house.address);
+    assert!(fifth.receive().is_err(), "it was closed at once");
+    assert_eq!(live.read(0, 1).status, 0);
+    // A session is no half-open login, and who left makes room.
+    drop(waiting);
+    while house.metrics.half_open.get() > 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut later = Raw::login(house.address, 10, "ImmediateData=Yes");
+    assert_eq!(later.read(0, 1).status, 0);
+}
+
+#[test]
 fn who_proves_nothing_gets_no_disk() {
     let house = House::new(false);
     let names = String::from_utf8(names()).unwrap();
