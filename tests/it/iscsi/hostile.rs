@@ -152,7 +152,8 @@ fn crowds_of_one_address_are_kept_out() {
     let half = |_| TcpStream::connect(house.address).unwrap();
     let waiting: Vec<TcpStream> = (0..4).map(half).collect();
     let mut fifth = Raw::connect(house.address);
-    assert!(fifth.receive().is_err(), "it was closed at once");
+    assert!(fifth.receive().is_err(), "it was closed");
+    assert_eq!(house.metrics.half_open.get(), 4, "at once, and no other");
     assert_eq!(live.read(0, 1).status, 0);
     // A session is no half-open login, and who left makes room.
     drop(waiting);
