@@ -3,6 +3,8 @@
 disk.py write URI LEDGER SEED SECONDS   random writes, each in the ledger before it is sent
                                         (I) and once it is durable (A): FUA, or a flush after
                                         it. Reconnects for as long as it lives.
+                                        Goes on in a ledger that is there; ends before its
+                                        time once there is a file LEDGER.stop.
 disk.py verify URI LEDGER               each sector holds what was acknowledged last, or what
                                         was on its way after that
 disk.py apart BASE SEED WRITES URI...   the same image under many names: random writes to
@@ -54,18 +56,19 @@ def block(number, seed, at):
 
 
 def write(uri, ledger, seed, seconds):
-    dice = random.Random(seed)
     number = 0
     if os.path.exists(ledger):
         for line in open(ledger):
             number = max(number, int(line.split()[1]))
+    dice = random.Random(f"{seed} {number}")
     book = open(ledger, "a", buffering=1)
     until = time.time() + seconds
     breaks = 0
     disk = connect(uri)
     size = disk.get_size() // BLOCK
     longest = 0
-    while time.time() < until:
+    began = time.time()
+    while time.time() < until and not os.path.exists(ledger + ".stop"):
         fua = dice.random() < 0.5
         batch = []
         for at in dice.sample(range(size), dice.randint(1, 16)):
@@ -102,7 +105,7 @@ def write(uri, ledger, seed, seconds):
                 pass
             disk = connect(uri)
         longest = max(longest, time.time() - start)
-    print(f"WROTE {number} in {seconds:.0f} s, connections lost {breaks}, longest pause {longest:.1f} s", flush=True)
+    print(f"WROTE {number} in {time.time() - began:.0f} s, connections lost {breaks}, longest pause {longest:.1f} s", flush=True)
 
 
 def verify(uri, ledger, disk=None):

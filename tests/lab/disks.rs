@@ -4,13 +4,15 @@
 //!
 //! A boot takes about a minute under emulation, so each test shows much with few of them.
 
-use std::time::Duration;
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::crashes::rounds;
 use crate::machine::{Board, Firmware, Machine};
-use crate::net::Lab;
+use crate::net::{Lab, finish, output};
 use crate::product::{DebianDisk, DiskImport, Dls};
 use crate::{secs, wait_for};
 
@@ -206,18 +208,75 @@ fn uefi_and_a_second_machine_with_its_mac() {
     expect_boot(&mut machine, "fresh");
 }
 
+/// This machine's fio with its libraries, given out by HTTP, and at work in the machine until
+/// the machine ends: random writes by several at once past the page cache, then each block is
+/// read and held against the checksum in it. Says `FIO-RIGHT N` after each pass.
+fn start_fio(lab: &Lab, machine: &mut Machine) {
+    let folder = lab.path().join("fio");
+    fs::create_dir(&folder).expect("a folder");
+    let pack = "set -e; for file in /usr/bin/fio $(ldd /usr/bin/fio | grep -o '/[^ ]*'); do cp -L $file .; done
+        tar cf ../fio.tar *; mkdir ../served; mv ../fio.tar ../served";
+    let script = "#!/bin/sh
+n=0
+while LD_LIBRARY_PATH=/mnt /mnt/fio --name=verify --filename=/var/tmp/fio --size=4m --bs=4k --rw=randwrite \\
+    --ioengine=libaio --iodepth=8 --direct=1 --fsync=64 --verify=crc32c --verify_fatal=1 --verify_state_save=0 \\
+    > /run/fio.log 2>&1; do
+    n=$((n + 1))
+    echo \"FIO-RIGHT $n\"
+done
+echo \"FIO-WRONG $(tail -n 5 /run/fio.log)\"
+";
+    fs::write(folder.join("verify"), script).expect("a script");
+    finish(Command::new("sh").args(["-c", pack]).current_dir(&folder));
+    let mut server = lab.on_server("python3", ["-m", "http.server", "8090", "--directory"]);
+    server.arg(lab.path().join("served"));
+    lab.keep(server.stdout(Stdio::null()).stderr(Stdio::null()));
+    machine.enter(
+        "mount -t tmpfs fio /mnt && wget -q -O- http://10.77.0.1:8090/fio.tar | tar x -C /mnt && sh /mnt/verify &",
+    );
+    machine.expect("FIO-RIGHT 1\r", secs(120));
+}
+
+/// Passes of fio that were right, so far on this page.
+fn fio_passes(machine: &Machine) -> usize {
+    let console = machine.console();
+    assert!(!console.contains("FIO-WRONG"), "{console}");
+    console.lines().filter(|l| l.contains("FIO-RIGHT ")).count()
+}
+
+/// How long it takes until a server that has started anew takes bytes of the machine's writes.
+fn expect_resumed(lab: &Lab, counter: &str) -> f64 {
+    let start = Instant::now();
+    wait_for("writes after a restart", secs(10), || {
+        let metrics = ["-fsS", "-m", "2", "http://127.0.0.1:8080/metrics"];
+        let metrics = output(&mut lab.on_server("curl", metrics));
+        let metrics = String::from_utf8_lossy(&metrics.stdout).into_owned();
+        let mut values = metrics
+            .lines()
+            .filter_map(|line| line.strip_prefix(counter));
+        let value = values.find_map(|value| value.trim().parse::<f64>().ok());
+        (value? > 0.0).then_some(())
+    });
+    start.elapsed().as_secs_f64()
+}
+
 /// A running machine and all that can happen to its server: it waits and goes on.
-fn withstands(lab: &Lab, dls: &mut Dls<'_>, machine: &mut Machine) {
-    for round in 1..=rounds(1, 10) {
+fn withstands(lab: &Lab, dls: &mut Dls<'_>, machine: &mut Machine, counter: &str) {
+    start_fio(lab, machine);
+    let mut longest = 0_f64;
+    for round in 1..=rounds(1, 25) {
         dls.stop();
         std::thread::sleep(secs(2));
         dls.start_again();
+        longest = longest.max(expect_resumed(lab, counter));
         expect_io(machine, "I/O goes on after a restart of the server");
         dls.kill();
         dls.start_again();
+        longest = longest.max(expect_resumed(lab, counter));
         expect_io(machine, "I/O goes on after kill -9 of the server");
+        let passes = fio_passes(machine);
         eprintln!(
-            "round {round}: a restart and a kill, {} right",
+            "round {round}: a restart and a kill, {} of lab-io and {passes} of fio right, longest pause {longest:.1} s",
             io_rounds(machine)
         );
     }
@@ -225,6 +284,11 @@ fn withstands(lab: &Lab, dls: &mut Dls<'_>, machine: &mut Machine) {
     std::thread::sleep(secs(30));
     machine.plug_cable(lab);
     expect_io(machine, "I/O goes on after 30 s without a cable");
+    // The passes that the restarts were in have ended, and all were right.
+    let before = fio_passes(machine);
+    wait_for("fio goes on", secs(120), || {
+        (fio_passes(machine) > before + 1).then_some(())
+    });
 }
 
 #[test]
@@ -236,7 +300,12 @@ fn root_on_iscsi_outlives_restarts_of_the_server() {
     expect_boot(&mut machine, "fresh");
     dls.expect_status("running", secs(60));
     start_io(&mut machine);
-    withstands(&lab, &mut dls, &mut machine);
+    withstands(
+        &lab,
+        &mut dls,
+        &mut machine,
+        "dls_iscsi_written_bytes_total",
+    );
 
     // Without the database: I/O goes on, and a machine logs in again.
     dls.freeze_database();
@@ -259,7 +328,7 @@ fn root_on_nbd_outlives_restarts_of_the_server() {
     let timeline = dls.expect_stage(MAC, "up", secs(60));
     timeline.assert_order(&["script", "kernel_sent", "disk_attached", "disk_read", "up"]);
     start_io(&mut machine);
-    withstands(&lab, &mut dls, &mut machine);
+    withstands(&lab, &mut dls, &mut machine, "dls_nbd_written_bytes_total");
     machine.reset();
     expect_boot(&mut machine, "fresh");
 }

@@ -8,7 +8,7 @@
 //!   [`live`]: a change holds on the next packet; [`hostile`]: malformed packets at every
 //!   port; [`crashes`]: kill -9 at any moment; [`powercut`]: an ACK outlives the power
 //! - [`disks`]: Debian from its disk, by every path; [`exports`]: the disks' protocols under
-//!   kill -9, restarts, a full store
+//!   kill -9, restarts, a full store; [`crowds`]: what many of them cost
 //!
 //! A failed test leaves its logs, capture and console under `target/tmp/lab/NAME`.
 
@@ -20,6 +20,7 @@
 mod boots;
 mod capture;
 mod crashes;
+mod crowds;
 mod disks;
 mod exports;
 mod failures;

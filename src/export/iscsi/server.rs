@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -30,7 +30,7 @@ use super::wire::Digests;
 use super::wire::answer::Answer;
 use crate::boot::disks::{Attachment, DiskDoor, Login, NoDisk, Proof};
 use crate::clock::Clock;
-use crate::crowd;
+use crate::crowd::{self, Crowd, Full, Place};
 use crate::model::{DiskIdentity, DiskProtocol};
 
 /// How long an older session of the same initiator port may take to end.
@@ -47,6 +47,8 @@ pub struct IscsiLimits {
     pub sessions: usize,
     /// Logins under way in all.
     pub logins: usize,
+    /// The same, of one address.
+    pub logins_per_address: usize,
     /// A login must be done within this, a discovery session too.
     pub login: Duration,
 }
@@ -56,7 +58,8 @@ impl Default for IscsiLimits {
         Self {
             sessions: 4096,
             logins: 8192,
-            login: Duration::from_secs(15),
+            logins_per_address: 64,
+            login: Duration::from_secs(14),
         }
     }
 }
@@ -122,16 +125,22 @@ impl IscsiServer {
             stopping: cancel.clone(),
             threads: TaskTracker::new(),
         });
-        let logins = Arc::new(Semaphore::new(limits.logins));
+        let logins = Crowd::new(limits.logins, limits.logins_per_address);
         let tasks = TaskTracker::new();
         while let Some((stream, peer)) =
             crowd::next(&self.listener, "the iSCSI listener", &cancel).await
         {
-            let Ok(permit) = logins.clone().try_acquire_owned() else {
-                hub.metrics.refused("too_many_logins");
-                continue;
+            let place = match logins.enter(peer.ip()) {
+                Ok(place) => place,
+                Err(full) => {
+                    hub.metrics.refused(match full {
+                        Full::All => "too_many_logins",
+                        Full::Address => "too_many_logins_of_address",
+                    });
+                    continue;
+                }
             };
-            tasks.spawn(hub.clone().welcome(stream, peer, permit));
+            tasks.spawn(hub.clone().welcome(stream, peer, place));
         }
         drop(self.listener);
         hub.goodbye().await;
@@ -153,12 +162,7 @@ impl Hub {
     }
 
     /// One connection, until it is a session or gone.
-    async fn welcome(
-        self: Arc<Self>,
-        mut stream: TcpStream,
-        peer: SocketAddr,
-        permit: OwnedSemaphorePermit,
-    ) {
+    async fn welcome(self: Arc<Self>, mut stream: TcpStream, peer: SocketAddr, place: Place) {
         self.metrics.half_open.inc();
         let login = async {
             let ended = negotiate(&mut stream, self.door.clone()).await?;
@@ -190,7 +194,7 @@ impl Hub {
                 SessionKind::Normal => self.clone().promote(stream, peer, admitted),
             },
         }
-        drop(permit);
+        drop(place);
     }
 
     async fn discovery(&self, stream: &mut TcpStream, admitted: &Admitted) -> io::Result<()> {

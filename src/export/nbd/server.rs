@@ -54,7 +54,7 @@ pub enum MultiConn {
 impl Default for NbdLimits {
     fn default() -> Self {
         Self {
-            handshake: Duration::from_secs(15),
+            handshake: Duration::from_secs(14),
             handshakes: 8192,
             handshakes_per_address: 64,
             connections: 4096,

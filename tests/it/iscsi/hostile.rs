@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dls::export::iscsi::IscsiLimits;
 
-use super::house::{DISK, House, NAME};
+use super::house::{DISK, House, NAME, limits};
 use super::raw::{Raw, pdu, text};
 
 /// Sends bytes, and reads until the other end closes; what was read.
@@ -111,7 +111,7 @@ fn hostile_pdus_in_a_session() {
 fn half_open_logins_end_and_live_sessions_go_on() {
     let limits = IscsiLimits {
         login: Duration::from_secs(2),
-        ..IscsiLimits::default()
+        ..limits()
     };
     let house = House::with(true, limits);
     let mut live = Raw::login(house.address, 9, "ImmediateData=Yes");
@@ -139,6 +139,29 @@ fn half_open_logins_end_and_live_sessions_go_on() {
     }
     assert_eq!(live.read(0, 1).status, 0);
     assert_eq!(house.metrics.half_open.get(), 0);
+}
+
+#[test]
+fn crowds_of_one_address_are_kept_out() {
+    let limits = IscsiLimits {
+        logins_per_address: 4,
+        ..limits()
+    };
+    let house = House::with(true, limits);
+    let mut live = Raw::login(house.address, 9, "ImmediateData=Yes");
+    let half = |_| TcpStream::connect(house.address).unwrap();
+    let waiting: Vec<TcpStream> = (0..4).map(half).collect();
+    let mut fifth = Raw::connect(house.address);
+    assert!(fifth.receive().is_err(), "it was closed");
+    assert_eq!(house.metrics.half_open.get(), 4, "at once, and no other");
+    assert_eq!(live.read(0, 1).status, 0);
+    // A session is no half-open login, and who left makes room.
+    drop(waiting);
+    while house.metrics.half_open.get() > 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut later = Raw::login(house.address, 10, "ImmediateData=Yes");
+    assert_eq!(later.read(0, 1).status, 0);
 }
 
 #[test]

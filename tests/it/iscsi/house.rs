@@ -149,6 +149,14 @@ impl DiskDoor for Door {
     }
 }
 
+/// Limits for tests: many connections come from one address.
+pub fn limits() -> IscsiLimits {
+    IscsiLimits {
+        logins_per_address: 4096,
+        ..IscsiLimits::default()
+    }
+}
+
 /// A target that runs until it is dropped.
 pub struct House {
     pub address: SocketAddr,
@@ -164,7 +172,7 @@ pub struct House {
 impl House {
     /// One that lets everybody in, or only who proves to be [`NAME`].
     pub fn new(open: bool) -> Self {
-        Self::with(open, IscsiLimits::default())
+        Self::with(open, limits())
     }
 
     pub fn with(open: bool, limits: IscsiLimits) -> Self {

@@ -25,7 +25,8 @@ fn random_operations_equal_the_model() {
     let operations: u32 = std::env::vars()
         .find(|(key, _)| key == "DLS_TORTURE_OPS")
         .map_or(100_000, |(_, value)| value.parse().unwrap());
-    let mut random = Random(17);
+    let seed = std::env::vars().find(|(key, _)| key == "DLS_SEED");
+    let mut random = Random(seed.map_or(17, |(_, value)| value.parse().unwrap()));
     println!("seed {}, {operations} operations", random.0);
     let mut raw = Raw::login(house.address, 1, "ImmediateData=Yes|InitialR2T=Yes");
     let mut model = vec![0_u8; BLOCKS as usize * 512];

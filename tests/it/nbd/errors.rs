@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use dls::export::nbd::wire::transmission::Request;
 use dls::storage::{Access, BlockDevice, BlockError, DeviceInfo, Durability, Extent};
 
 use super::raw::Client;
@@ -18,7 +19,12 @@ const FENCED: u64 = 3 << 20;
 /// Reads of this block wait until they are let go.
 const SLOW: u64 = 4 << 20;
 
-/// Fails at some places, and waits at one.
+/// Reads of this block are for a worker.
+const COLD: u64 = 5 << 20;
+/// Reads of this block keep the connection's own thread until they are let go.
+const BUSY: u64 = 6 << 20;
+
+/// Fails at some places, and waits at two.
 #[derive(Debug)]
 struct Failing {
     disk: Arc<dyn BlockDevice>,
@@ -55,7 +61,7 @@ impl BlockDevice for Failing {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), BlockError> {
         self.check(offset, buffer.len())?;
-        if offset == SLOW {
+        if offset == SLOW || offset == BUSY {
             let mut open = self.open.lock().unwrap();
             while !*open {
                 open = self.opened.wait(open).unwrap();
@@ -65,7 +71,7 @@ impl BlockDevice for Failing {
     }
 
     fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, BlockError> {
-        if offset == SLOW {
+        if offset == SLOW || offset == COLD {
             return Ok(false);
         }
         self.read_at(offset, buffer).map(|()| true)
@@ -187,6 +193,35 @@ async fn what_waits_holds_nothing_else_up() {
     .await;
     assert!(closed);
     server.counts("nbd_connections_ended_total{how=\"disconnected\"} 1");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_chunk_comes_last_whoever_reads_it() {
+    let disk = failing();
+    let server = serve(disk.clone(), limits()).await;
+    let address = server.address;
+    aside(move || {
+        let mut client = Client::ready(address, true);
+        let (offset, length) = (COLD - 0x20_000, 0x40_000);
+        let request = |cookie, offset, length| Request {
+            flags: 0,
+            command: 0,
+            cookie,
+            offset,
+            length,
+        };
+        // In one piece: the first half is at hand, the second is for a worker, and the next
+        // request holds the connection's thread before it has sent what is at hand.
+        let both = [request(1, offset, length), request(2, BUSY, 4096)];
+        client.send(&both.map(|r| r.to_bytes()).concat());
+        let answer = client.answer(|_| (0, 0));
+        assert_eq!((answer.cookie, answer.error), (1, 0));
+        assert_eq!(answer.whole(offset, length), vec![0; 0x40_000]);
+        disk.let_go();
+        assert_eq!(client.answer(|_| (0, 0)).cookie, 2);
+    })
+    .await;
     server.stop().await;
 }
 
