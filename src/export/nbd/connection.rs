@@ -526,11 +526,17 @@ impl Connection {
                 let patience = Patience::None;
                 match self.serving.read(&request, 0, whole, patience, batch) {
                     Ok(None) => Ok(()),
-                    Ok(Some(done)) => self.hand_over(Job::Read {
-                        request,
-                        done,
-                        whole,
-                    }),
+                    Ok(Some(done)) => {
+                        // A worker's chunks, the last one among them, go after these.
+                        if done > 0 {
+                            lost(batch.send(&self.serving.outlet))?;
+                        }
+                        self.hand_over(Job::Read {
+                            request,
+                            done,
+                            whole,
+                        })
+                    }
                     Err(Broken) => Err(End::Lost),
                 }
             }
