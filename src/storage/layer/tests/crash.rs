@@ -163,10 +163,14 @@ fn apply_some(bytes: &mut Vec<u8>, deed: &Deed, dice: &mut Dice) {
 #[test]
 fn a_power_cut_leaves_what_was_flushed_and_each_sector_old_or_new() {
     let torture = torture();
-    let (traces, tries, every) = if torture { (8, 6, 1) } else { (2, 2, 9) };
+    let (traces, length, tries, every) = if torture {
+        (4, 1000, 4, 1)
+    } else {
+        (2, 250, 2, 9)
+    };
     for trace in 0..traces {
         let seed = 77 + trace;
-        let (steps, deeds, empty) = play(seed, 250);
+        let (steps, deeds, empty) = play(seed, length);
         let mut dice = Dice(seed * 31 + 1);
         let mut synced = [empty, Vec::new()];
         let mut loose: Vec<usize> = Vec::new();
