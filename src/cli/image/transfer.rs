@@ -3,10 +3,11 @@
 //! A file goes out in two pieces. The last one is small and brings the SHA-256 of the whole,
 //! which is made while the first one is sent, so that whatever happens on the way is noticed
 //! before anything is converted. What the server has already is not sent again. Ctrl-C leaves
-//! what was sent for the next try.
+//! what was sent for the next try; a server that has all of it finishes by itself.
 
 use std::io::{Read, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -46,18 +47,29 @@ pub(super) struct Import<'a> {
 
 /// Sends a disk file and waits until the image is there.
 pub(super) async fn import(remote: &Remote, wanted: Import<'_>) -> Result<Value, Failure> {
+    let all_sent = AtomicBool::new(false);
     tokio::select! {
-        made = send_and_wait(remote, &wanted) => made,
+        made = send_and_wait(remote, &wanted, &all_sent) => made,
         _ = tokio::signal::ctrl_c() => {
             let name = output::printable(wanted.name);
-            Err(Failure::Failed(format!(
-                "interrupted: what was sent of `{name}` stays on the server for 24 hours; the same command goes on with it"
-            )))
+            Err(Failure::Failed(if all_sent.load(Ordering::Relaxed) {
+                format!(
+                    "interrupted: the server has all of `{name}` and finishes the import by itself; `dls image show {name}` tells when it is there"
+                )
+            } else {
+                format!(
+                    "interrupted: what was sent of `{name}` stays on the server for 24 hours; the same command goes on with it"
+                )
+            }))
         }
     }
 }
 
-async fn send_and_wait(remote: &Remote, wanted: &Import<'_>) -> Result<Value, Failure> {
+async fn send_and_wait(
+    remote: &Remote,
+    wanted: &Import<'_>,
+    all_sent: &AtomicBool,
+) -> Result<Value, Failure> {
     let path = wanted.file;
     let failed = |e: std::io::Error| Failure::Failed(format!("can't read {}: {e}", path.display()));
     let mut file = tokio::fs::File::open(path).await.map_err(failed)?;
@@ -133,6 +145,7 @@ async fn send_and_wait(remote: &Remote, wanted: &Import<'_>) -> Result<Value, Fa
     };
     let answer = put(remote, &content, &query, path, piece, &none, &meter).await?;
     meter.end();
+    all_sent.store(true, Ordering::Relaxed);
     let id = answer.get("id").and_then(Value::as_str).unwrap_or_default();
     watch(remote, id).await?;
     let image = format!("/api/v1/images/{}", segment(wanted.name));
