@@ -215,7 +215,6 @@ impl Serving {
             let length = (request.length - done).min(PIECE);
             let offset = request.offset + u64::from(done);
             let size = length as usize;
-            batch.make_room((DATA_CHUNK_HEADER + size).max(HOLE_CHUNK), &self.outlet)?;
             let last = if length == request.length - done {
                 Last::Yes
             } else {
@@ -223,11 +222,12 @@ impl Serving {
             };
             match self.lend(offset, size, patience) {
                 Ok(Some(lent)) => {
-                    batch.put(&data_chunk(cookie, offset, length, last));
-                    batch.send_with(&lent, size, &self.outlet)?;
-                    self.tally.read(size);
-                    done += length;
-                    continue;
+                    let head = data_chunk(cookie, offset, length, last);
+                    if batch.lend(&head, &lent, size, &self.outlet)? {
+                        self.tally.read(size);
+                        done += length;
+                        continue;
+                    }
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -235,6 +235,7 @@ impl Serving {
                     return Ok(None);
                 }
             }
+            batch.make_room((DATA_CHUNK_HEADER + size).max(HOLE_CHUNK), &self.outlet)?;
             let start = batch.filled + DATA_CHUNK_HEADER;
             let data = &mut batch.bytes[start..start + size];
             match self.fetch(offset, data, patience) {

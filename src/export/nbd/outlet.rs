@@ -3,16 +3,12 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::AsRawFd as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nix::errno::Errno;
-use nix::sys::sendfile::sendfile;
-use nix::sys::socket::{MsgFlags, send};
 use rustls::ServerConnection;
 
+use super::conduit::Conduit;
 use crate::export::attention::Attention;
-use crate::storage::Lent;
 
 /// Bytes of ciphertext read at once.
 const CIPHER: usize = 64 * 1024;
@@ -102,11 +98,10 @@ pub(super) struct Sending<'a> {
 }
 
 impl Sending<'_> {
-    /// Sends all of `head` and then `length` bytes of a file without copying them; only where
-    /// the outlet [takes files](Outlet::takes_files).
-    pub(super) fn send_file(&mut self, head: &[u8], lent: &Lent, length: usize) -> io::Result<()> {
+    /// Sends what a conduit has; only where the outlet [takes files](Outlet::takes_files).
+    pub(super) fn send_pages(&mut self, conduit: &mut Conduit, more: bool) -> io::Result<()> {
         match &*self.layer {
-            Layer::Plain => send_file(self.socket, head, lent, length),
+            Layer::Plain => conduit.send(self.socket, more),
             Layer::Tls(_) => Err(ErrorKind::Unsupported.into()),
         }
     }
@@ -127,31 +122,6 @@ impl Sending<'_> {
             }
         }
     }
-}
-
-/// Sends all of `head`, which more follows, and `length` bytes of a file; blocks while the other
-/// end does not take them.
-fn send_file(socket: &TcpStream, mut head: &[u8], lent: &Lent, length: usize) -> io::Result<()> {
-    let flags = MsgFlags::from_bits_retain(libc::MSG_MORE) | MsgFlags::MSG_NOSIGNAL;
-    while !head.is_empty() {
-        match send(socket.as_raw_fd(), head, flags) {
-            Ok(sent) => head = &head[sent..],
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    let mut at = i64::try_from(lent.at).map_err(|_| ErrorKind::InvalidInput)?;
-    let mut left = length;
-    while left > 0 {
-        match sendfile(socket, &*lent.file, Some(&mut at), left) {
-            // The file became shorter than it was.
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(sent) => left -= sent,
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }
 
 fn drain(tls: &mut ServerConnection, mut socket: &TcpStream) -> io::Result<()> {
