@@ -10,19 +10,19 @@
 //! pass a write that waits; a flush covers what was *answered* before it, and that was done
 //! before its answer.
 
-use std::io;
 use std::sync::Arc;
 
 use super::batch::{Batch, Broken};
 use super::line::NbdLine;
 use super::machine::request::{LONGEST_WHOLE_READ, Stable, payload};
-use super::machine::{Act, Disk, Payload, Unlawful, judge};
+use super::machine::{Act, Disk, Payload, judge};
 use super::metrics::{Command, End, Tally};
 use super::outlet::{Inlet, Outlet};
 use super::wire::transmission::{
     Allocation, DATA_CHUNK_HEADER, Errno, HOLE_CHUNK, Last, REQUEST_HEADER, Request, SIMPLE_HEADER,
     data_chunk, error_chunk, hole_chunk, none_chunk, simple, status_chunk,
 };
+use super::words::{told, word};
 use super::workers::{Job, Jobs, hand_over};
 use crate::boot::disks::{Attachment, Line as _};
 use crate::storage::{BlockDevice as _, BlockError, Durability, ExtentKind, Lent};
@@ -62,32 +62,6 @@ enum Patience {
     None,
     /// Whatever it takes.
     All,
-}
-
-/// Protocol error, metric word and sentence of a disk's error.
-fn told(error: &BlockError) -> (Errno, &'static str) {
-    match error {
-        BlockError::OutOfRange => (Errno::Invalid, "out_of_range"),
-        BlockError::ReadOnly => (Errno::NotPermitted, "read_only"),
-        BlockError::NoSpace => (Errno::NoSpace, "no_space"),
-        BlockError::Fenced => (Errno::Shutdown, "fenced"),
-        BlockError::Io(_) => (Errno::Io, "io"),
-    }
-}
-
-const fn word(refused: Unlawful) -> &'static str {
-    match refused {
-        Unlawful::Command => "unknown_command",
-        Unlawful::Flags => "bad_flags",
-        Unlawful::Shape => "bad_shape",
-        Unlawful::TooLong => "too_long",
-        Unlawful::ReadBeyond => "read_beyond",
-        Unlawful::WriteBeyond => "write_beyond",
-        Unlawful::ReadOnly => "read_only",
-        Unlawful::NoContext => "no_context",
-        Unlawful::OneChunk => "one_chunk",
-        Unlawful::NotFast => "not_fast",
-    }
 }
 
 /// True if all bytes are zero: compares the slice with itself, one byte on.
@@ -493,7 +467,7 @@ impl Connection {
                 Ok(0) => return Err(End::Lost),
                 Ok(length) => self.end += length,
                 Err(error) => {
-                    log_lost(&error);
+                    tracing::debug!(%error, "a connection broke off");
                     return Err(End::Lost);
                 }
             }
@@ -619,8 +593,4 @@ impl Drop for Closing {
 
 fn lost(answered: Result<(), Broken>) -> Result<(), End> {
     answered.map_err(|Broken| End::Lost)
-}
-
-fn log_lost(error: &io::Error) {
-    tracing::debug!(%error, "a connection broke off");
 }

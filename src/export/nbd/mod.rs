@@ -17,6 +17,7 @@ mod outlet;
 pub mod server;
 mod tls;
 pub mod wire;
+mod words;
 mod workers;
 
 pub use metrics::NbdMetrics;

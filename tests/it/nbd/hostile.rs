@@ -268,7 +268,10 @@ async fn hostile_crowds_of_one_address_are_kept_out() {
     let door = server.door.clone();
     aside(move || {
         let mut first = Client::ready(address, true);
-        let _second = Client::ready(address, true);
+        let mut second = Client::ready(address, true);
+        // Who is served has left its place among the handshakes.
+        lives(&mut first);
+        lives(&mut second);
         let mut third = Client::greeted(address);
         let (error, text) = third.refused(7, &info(NAME, &[]));
         assert_eq!((error, text.contains("too many")), (2, true));
