@@ -3,7 +3,7 @@
 //! and the packet goes its way: a machine that was reset always boots. One that answers is a
 //! machine that runs, so the newcomer has its MAC wrongly; it hears nothing.
 //!
-//! The packet waits in a task of its own for a second at most; no other machine's packet waits
+//! The packet waits in a task of its own for three seconds at most; no other machine's packet waits
 //! for it, and further ones of the same machine are dropped meanwhile.
 
 use std::sync::Arc;

@@ -16,8 +16,9 @@ use super::door::Line;
 use crate::model::{DiskProtocol, Timestamp};
 use crate::storage::Volume;
 
-/// How long a machine may take to answer a ping before it counts as gone.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a machine may take to answer a ping before it counts as gone. One at work on a crowded
+/// host has taken more than a second; one that was reset pays for it once, while its ROM asks again.
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// One client's.
 #[derive(Debug, Default)]

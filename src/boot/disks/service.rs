@@ -129,7 +129,7 @@ impl Disks {
     }
 
     /// Settles who has a client's disk before its machine begins anew: an old connection that
-    /// gives no sign of life within a second is broken off. Blocks for that long; call it from
+    /// gives no sign of life within three seconds is broken off. Blocks for that long; call it from
     /// a blocking thread. `but`: a boot whose connections are of no concern.
     #[must_use]
     pub fn settle(&self, client: Uuid, but: Option<Uuid>) -> Verdict {
