@@ -11,21 +11,21 @@ use std::io::{self, ErrorKind, Read as _};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd as _;
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
+use tokio::sync::Semaphore;
 
 /// Looks before the thread sleeps: some 100 µs, a client's turn-around on a fast network.
 const LOOKS: u32 = 200;
 /// Most waits in a row that are slept through at once after looking in vain.
 const MOST_PATIENCE: u32 = 1024;
 
-/// Connections that look at this moment.
-static LOOKING: AtomicUsize = AtomicUsize::new(0);
-/// As many may: the other half of the processors is for the work.
-static MOST_LOOKING: LazyLock<usize> =
-    LazyLock::new(|| std::thread::available_parallelism().map_or(0, |n| n.get() / 2));
+/// Who may look at this moment: the other half of the processors is for the work.
+static LOOKING: LazyLock<Semaphore> = LazyLock::new(|| {
+    let processors = std::thread::available_parallelism().map_or(0, |n| n.get());
+    Semaphore::new(processors / 2)
+});
 
 /// What a connection's waits so far tell of the next one.
 #[derive(Debug, Default)]
@@ -58,7 +58,7 @@ impl Attention {
         if !self.is_due() {
             return Ok(None);
         }
-        let Some(_place) = Place::take() else {
+        let Ok(_place) = LOOKING.try_acquire() else {
             return Ok(None);
         };
         for _ in 0..LOOKS {
@@ -88,36 +88,13 @@ impl Attention {
     }
 }
 
-/// A place among those that look.
-struct Place;
-
-impl Place {
-    fn take() -> Option<Self> {
-        let before = LOOKING.fetch_add(1, Ordering::Relaxed);
-        let place = Self;
-        (before < *MOST_LOOKING).then_some(place)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        LOOKING.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
-    use std::net::TcpListener;
     use std::time::Duration;
 
     use super::*;
-
-    fn pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (near, listener.accept().unwrap().0)
-    }
+    use crate::export::pair;
 
     #[test]
     fn looking_in_vain_makes_it_ever_rarer_and_success_frequent_again() {
@@ -164,9 +141,10 @@ mod tests {
 
     #[test]
     fn no_more_look_at_a_time_than_may() {
+        let most = std::thread::available_parallelism().unwrap().get() / 2;
         // Others of this process may look meanwhile: all that can be had are fewer than more.
-        let places: Vec<_> = (0..*MOST_LOOKING + 8).map(|_| Place::take()).collect();
+        let places: Vec<_> = (0..most + 8).map(|_| LOOKING.try_acquire()).collect();
         let had = places.iter().flatten().count();
-        assert!(had <= *MOST_LOOKING, "{had}");
+        assert!(had <= most, "{had}");
     }
 }

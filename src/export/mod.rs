@@ -6,3 +6,11 @@
 mod attention;
 pub mod iscsi;
 pub mod nbd;
+
+/// Both ends of a connection, for tests.
+#[cfg(test)]
+fn pair() -> (std::net::TcpStream, std::net::TcpStream) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (near, listener.accept().unwrap().0)
+}

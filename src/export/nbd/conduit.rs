@@ -5,12 +5,12 @@
 use std::io::{self, ErrorKind, Write as _};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::pipe2;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::storage::Lent;
 
@@ -23,8 +23,8 @@ const MOST: usize = 32;
 
 /// Empty pipes.
 static POOL: Mutex<Vec<Conduit>> = Mutex::new(Vec::new());
-/// All pipes.
-static COUNT: AtomicUsize = AtomicUsize::new(0);
+/// Places for pipes that are not made yet.
+static PLACES: Semaphore = Semaphore::const_new(MOST);
 
 /// A pipe, and what is in it.
 #[derive(Debug)]
@@ -36,25 +36,7 @@ pub(super) struct Conduit {
     /// Of it taken, at most.
     used: usize,
     bytes: usize,
-    _counted: Counted,
-}
-
-/// One of the pipes that there may be.
-#[derive(Debug)]
-struct Counted;
-
-impl Counted {
-    fn another() -> Option<Self> {
-        let before = COUNT.fetch_add(1, Ordering::Relaxed);
-        let counted = Self;
-        (before < MOST).then_some(counted)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        COUNT.fetch_sub(1, Ordering::Relaxed);
-    }
+    _place: SemaphorePermit<'static>,
 }
 
 impl Conduit {
@@ -65,7 +47,7 @@ impl Conduit {
         if pooled.is_some() {
             return pooled;
         }
-        let counted = Counted::another()?;
+        let place = PLACES.try_acquire().ok()?;
         let (end, start) = pipe2(OFlag::O_CLOEXEC).ok()?;
         let size = i32::try_from(PIPE).ok()?;
         let size = fcntl(&start, FcntlArg::F_SETPIPE_SZ(size)).ok()?;
@@ -75,7 +57,7 @@ impl Conduit {
             room: usize::try_from(size).ok()? / page_size(),
             used: 0,
             bytes: 0,
-            _counted: counted,
+            _place: place,
         })
     }
 
@@ -156,16 +138,10 @@ fn page_size() -> usize {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::TcpListener;
     use std::sync::Arc;
 
     use super::*;
-
-    fn pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (near, listener.accept().unwrap().0)
-    }
+    use crate::export::pair;
 
     fn file(bytes: &[u8]) -> Arc<std::fs::File> {
         let mut file = tempfile::tempfile().unwrap();

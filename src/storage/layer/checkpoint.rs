@@ -30,11 +30,14 @@ struct Turn {
     begun: u64,
     ended: u64,
     /// The last that failed, and how.
-    failed: Option<(u64, io::ErrorKind, Option<i32>)>,
+    failed: Option<(u64, How)>,
     /// A checkpoint that no machine had asked for failed, and no flush has told so yet. The
     /// kernel tells only once that it lost something.
-    owed: Option<(io::ErrorKind, Option<i32>)>,
+    owed: Option<How>,
 }
+
+/// An error that can be told more than once.
+type How = (io::ErrorKind, Option<i32>);
 
 /// Who hears how a checkpoint ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +48,7 @@ enum For {
     Upkeep,
 }
 
-fn again((kind, code): (io::ErrorKind, Option<i32>)) -> io::Error {
+fn again((kind, code): How) -> io::Error {
     code.map_or_else(|| kind.into(), io::Error::from_raw_os_error)
 }
 
@@ -58,7 +61,7 @@ impl Turn {
             For::Upkeep => None,
         };
         match self.failed {
-            Some((run, kind, code)) if run >= since => Err(again((kind, code))),
+            Some((run, how)) if run >= since => Err(again(how)),
             _ => owed.map_or(Ok(()), |owed| Err(again(owed))),
         }
     }
@@ -96,7 +99,7 @@ impl<M: Medium> Layer<M> {
             turn.ended = run;
             if let Err(e) = &done {
                 let how = (e.kind(), e.raw_os_error());
-                turn.failed = Some((run, how.0, how.1));
+                turn.failed = Some((run, how));
                 // Under the same lock: no flush comes in between and hears of nothing.
                 if told == For::Upkeep {
                     turn.owed = Some(how);
