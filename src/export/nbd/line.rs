@@ -132,15 +132,11 @@ mod info {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
-
     use super::*;
 
     fn pair() -> (NbdLine, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let other = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (socket, peer) = listener.accept().unwrap();
-        (NbdLine::new(peer, socket), other)
+        let (other, socket) = crate::export::pair();
+        (NbdLine::new(socket.peer_addr().unwrap(), socket), other)
     }
 
     #[test]
