@@ -22,13 +22,19 @@ SECONDS = int(os.environ.get("BENCH_SECONDS", "2"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 SIZE = 1 << 30
 
-# Name, fio's arguments, which figure, unit.
-NBD_CASES = [
+# Name, fio's arguments, unit. First all rounds of what reads a clone that is as it was made
+# (what a machine's boot does), then all rounds of what writes it and reads it afterwards.
+NBD_READS = [
     ("4 KiB random read, depth 1", ["--rw=randread", "--bs=4k", "--iodepth=1"], "iops"),
     ("4 KiB random read, depth 32", ["--rw=randread", "--bs=4k", "--iodepth=32"], "iops"),
     ("128 KiB sequential read, depth 8", ["--rw=read", "--bs=128k", "--iodepth=8"], "MB/s"),
-    ("4 KiB random write, depth 32", ["--rw=randwrite", "--bs=4k", "--iodepth=32"], "iops"),
 ]
+NBD_WRITES = [
+    ("4 KiB random write, depth 32", ["--rw=randwrite", "--bs=4k", "--iodepth=32"], "iops"),
+    ("128 KiB sequential read, depth 8, after these writes",
+     ["--rw=read", "--bs=128k", "--iodepth=8"], "MB/s"),
+]
+NBD_CASES = NBD_READS + NBD_WRITES
 # iscsi-perf: blocks of 512 bytes.
 ISCSI_CASES = [
     ("4 KiB random read, depth 1", ["-r", "-b", "8", "-m", "1"], "iops"),
@@ -145,13 +151,19 @@ def measure_nbd(folder, base):
         process = start(*command(str(number)), env=dict(os.environ, TMPDIR=folder))
         wait_for(number, process)
         running[name] = (number, process)
+    # Everything in the page cache, and in large pieces: a cold random read would leave pages there
+    # one by one, for as long as they stay.
+    for number, _ in running.values():
+        for _ in range(2):
+            fio(number, ["--rw=read", "--bs=1m", "--iodepth=4"], "iops", folder)
     figures = {}
-    for round_ in range(ROUNDS):
-        for case, arguments, unit in NBD_CASES:
-            for name, (number, _) in running.items():
-                value = fio(number, arguments, unit, folder)
-                figures.setdefault(case, {}).setdefault(name, []).append(value)
-        print(f"NBD: round {round_ + 1} of {ROUNDS}", flush=True)
+    for part, cases in (("reads", NBD_READS), ("writes", NBD_WRITES)):
+        for round_ in range(ROUNDS):
+            for case, arguments, unit in cases:
+                for name, (number, _) in running.items():
+                    value = fio(number, arguments, unit, folder)
+                    figures.setdefault(case, {}).setdefault(name, []).append(value)
+            print(f"NBD, {part}: round {round_ + 1} of {ROUNDS}", flush=True)
     for _, process in running.values():
         stop(process)
     return figures
@@ -272,6 +284,7 @@ def main():
             f"- {cpu.group(1) if cpu else '?'}, {os.cpu_count()} processors, Linux "
             f"{os.uname().release}; load before the run and after it: "
             f"{LOAD:.1f}, {os.getloadavg()[0]:.1f}",
+            f"- TCP on loopback: {CONGESTION}",
             f"- {said('fio', '--version')}; {said('nbdkit', '--version')}; "
             f"{said('qemu-nbd', '--version')}; libnbd: {said('nbdinfo', '--version')}",
         ]
@@ -295,4 +308,5 @@ def main():
 
 
 LOAD = os.getloadavg()[0]
+CONGESTION = os.environ.get("BENCH_CONGESTION", "the host's congestion control")
 main()
