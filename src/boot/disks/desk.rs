@@ -1,8 +1,8 @@
 //! Who holds a client's disk: at most one boot at a time. A newer login of the same boot fences
 //! the older; another boot gets the disk only once the older one's connections answer no more.
 //!
-//! Two locks. `serial` is held over a whole login or settlement, which may wait a second for
-//! a sign of life; `holds` for moments only, by connections' own threads too, and never while
+//! Two locks. `serial` is held over a whole login or settlement, which may wait [`PATIENCE`]
+//! for a sign of life; `holds` for moments only, by connections' own threads too, and never while
 //! anything is waited for.
 
 use std::net::SocketAddr;
