@@ -1,9 +1,10 @@
 //! DLS: a boot server for diskless machines. The map of the crate.
 //!
-//! *Pure*: [`model`], [`validate`], [`dhcp`]`::{wire, decide, pool}`, [`tftp`]`::{wire, machine}`,
-//! [`boot`]`::{path, plan, script, session, token}`. *Resources*: [`catalog`] (PostgreSQL),
-//! [`storage`] (files). *Services*: [`boot`]`::{files, tracker}`, [`cache`]. *Edges*:
+//! *Pure*: [`model`], [`validate`], [`image_check`], [`truth`], [`dhcp`]`::{wire, decide, pool}`, [`tftp`]`::{wire, machine}`,
+//! [`boot`]`::{path, plan, script, session, token}`, `replicate::{wire, machine}`. *Resources*: [`catalog`] (PostgreSQL),
+//! [`storage`] (files). *Services*: [`boot`]`::{files, tracker}`, [`cache`]; upon them [`replicate`]. *Edges*:
 //! [`dhcp`]`::server`, [`tftp`]`::server`, [`http`], [`admin`]. *Root*: [`app`], [`cli`].
+//! From the side: [`steps`] (where tests kill the server).
 //! Nothing points up, and edges never point at each other: `tests/architecture.rs` holds it so.
 
 pub mod admin;
@@ -18,9 +19,13 @@ pub mod crowd;
 pub mod dhcp;
 pub mod export;
 pub mod http;
+pub mod image_check;
 pub mod model;
 pub mod privileges;
+pub mod replicate;
+pub mod steps;
 pub mod storage;
 pub mod telemetry;
 pub mod tftp;
+pub mod truth;
 pub mod validate;

@@ -65,10 +65,12 @@ const RULES: [(&str, Rule); 8] = [
 
 /// A library that only one place may name.
 fn owned_libraries(source: &Source) -> Vec<String> {
-    let owners: [(&str, &[&str]); 3] = [
+    let owners: [(&str, &[&str]); 5] = [
         ("sqlx", &["catalog"]),
         ("dhcproto", &["dhcp/wire"]),
         ("axum", &["http", "admin", "console"]),
+        ("zfs_core", &["storage/zfs"]),
+        ("nvpair", &["storage/zfs"]),
     ];
     owners
         .iter()
@@ -80,14 +82,17 @@ fn owned_libraries(source: &Source) -> Vec<String> {
 }
 
 /// The files without effects: no tasks, no clock, no environment, no files, no randomness.
-const PURE: [&str; 17] = [
+const PURE: [&str; 22] = [
     "model",
     "validate",
+    "image_check",
+    "truth",
     "dhcp/wire",
     "dhcp/decide",
     "dhcp/pool",
     "tftp/wire",
     "tftp/machine",
+    "boot/choice",
     "boot/path",
     "boot/disk_words",
     "boot/plan",
@@ -98,6 +103,8 @@ const PURE: [&str; 17] = [
     "export/iscsi/machine",
     "export/nbd/wire",
     "export/nbd/machine",
+    "replicate/wire",
+    "replicate/machine",
 ];
 
 fn purity(source: &Source) -> Vec<String> {
@@ -132,18 +139,22 @@ fn purity(source: &Source) -> Vec<String> {
         .collect()
 }
 
-/// Layers from the bottom up. What a file may use lies on a lower layer, or is its own
-/// module. `clock`, `crowd`, `telemetry` and `privileges` serve all from the
+/// Layers from the bottom up. `replicate` reads the cache and is asked by `admin`: it lies
+/// between them; its peers are servers, not machines. What a file may use lies on a lower layer,
+/// or is its own module. `clock`, `crowd`, `steps`, `telemetry` and `privileges` serve all from the
 /// side.
-const LAYERS: [&[&str]; 5] = [
+const LAYERS: [&[&str]; 6] = [
     &["model"],
     &[
         "validate",
+        "image_check",
+        "truth",
         "dhcp/wire",
         "dhcp/decide",
         "dhcp/pool",
         "tftp/wire",
         "tftp/machine",
+        "boot/choice",
         "boot/path",
         "boot/disk_words",
         "boot/plan",
@@ -154,15 +165,18 @@ const LAYERS: [&[&str]; 5] = [
         "export/iscsi/machine",
         "export/nbd/wire",
         "export/nbd/machine",
+        "replicate/wire",
+        "replicate/machine",
     ],
     &["catalog", "storage"],
     &["cache", "boot"],
+    &["replicate"],
     &["dhcp", "tftp", "http", "export", "admin"],
 ];
 
 /// The modules of the top and bottom that everybody or nobody looks at.
 const ROOT: [&str; 4] = ["main", "lib", "app", "cli"];
-const EVERYWHERE: [&str; 3] = ["clock", "crowd", "telemetry"];
+const EVERYWHERE: [&str; 4] = ["clock", "crowd", "steps", "telemetry"];
 
 /// The layer of a module path such as `dhcp/wire` or `dhcp/server`: the most special entry.
 fn layer(path: &str) -> Option<(usize, &'static str)> {

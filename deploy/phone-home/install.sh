@@ -52,6 +52,10 @@ else
         "and 'dls-report bye poweroff' before it stops"
 fi
 
+if [ -d "$root/etc" ]; then
+    put 0644 sysctl.d/60-dls-panic.conf /etc/sysctl.d/60-dls-panic.conf
+fi
+
 if [ -d "$root/etc/initramfs-tools" ] || [ -d "$root/usr/share/initramfs-tools" ]; then
     put 0755 initramfs-tools/hooks/dls-report /etc/initramfs-tools/hooks/dls-report
     put 0755 initramfs-tools/scripts/init-bottom/dls-report \

@@ -26,6 +26,7 @@ struct View<'a> {
     #[serde(flatten)]
     client: &'a Client,
     assigned_image: Option<&'a str>,
+    pinned_version: Option<&'a str>,
 }
 
 impl<'a> View<'a> {
@@ -34,6 +35,10 @@ impl<'a> View<'a> {
         Self {
             client,
             assigned_image: image.map(|i| i.name.as_str()),
+            pinned_version: client
+                .pinned_version_id
+                .and_then(|id| snapshot.version(id))
+                .map(|v| v.name.as_str()),
         }
     }
 }
@@ -157,18 +162,23 @@ pub(super) async fn reset_disk(
 ) -> Result<Json<Value>, ApiError> {
     let client = find(&api, &name).await?;
     let (disks, id) = (api.boot_disks.clone(), client.id);
-    let done = tokio::task::spawn_blocking(move || disks.reset(id)).await;
+    let done = tokio::task::spawn_blocking(move || disks.reset(id, None)).await;
     let removed = done
         .map_err(|error| ApiError::Internal(error.to_string()))?
-        .map_err(|why| match why {
-            NotReset::InUse => ApiError::Conflict {
-                field: "",
-                message: format!("{}: {why}", client.hostname),
-            },
-            NotReset::Store(error) => ApiError::Internal(error.to_string()),
-        })?;
+        .map_err(|why| not_reset(&client, &why))?;
     tracing::info!(client.mac = %client.mac_address, client.hostname, removed, "persistent disk reset");
     Ok(Json(serde_json::json!({"removed": removed})))
+}
+
+/// Why a disk was not thrown away.
+pub(super) fn not_reset(client: &Client, why: &NotReset) -> ApiError {
+    match why {
+        NotReset::InUse => ApiError::Conflict {
+            field: "",
+            message: format!("{}: {why}", client.hostname),
+        },
+        NotReset::Store(error) => ApiError::Internal(error.to_string()),
+    }
 }
 
 async fn write(
@@ -201,7 +211,8 @@ async fn write(
     let snapshot = knowing_images(api, &body).await?;
     let image = |name: &str| image_id(&snapshot, name);
     let reader = Reader::new(body, write, api.strictness);
-    validate::client(reader, &mut client, snapshot.ranges(), image)?;
+    let version = |image: Uuid, name: &str| version_id(&snapshot, image, name);
+    validate::client(reader, &mut client, snapshot.ranges(), image, version)?;
     client.auto_registered = false;
     api.catalog.save_client_config(&client).await?;
     api.settle().await;
@@ -218,7 +229,7 @@ async fn by_id(api: &Shared, id: Uuid) -> Result<Option<Client>, ApiError> {
     Ok(api.catalog.get_client(id).await?)
 }
 
-/// A picture of the catalog that has the images the body names, if they exist: an image made
+/// A picture of the catalog that has the images and versions the body names, if they exist: one made
 /// in psql a moment ago may not be in the cache yet.
 async fn knowing_images(
     api: &Shared,
@@ -229,7 +240,10 @@ async fn knowing_images(
         .iter()
         .filter_map(|field| body.get(*field)?.as_str())
         .all(|name| image_id(&snapshot, name).is_some());
-    if known {
+    let pins = ["pinned_version", "pinned_version_id"]
+        .iter()
+        .any(|field| body.get(*field).is_some_and(Value::is_string));
+    if known && !pins {
         return Ok(snapshot);
     }
     api.cache.refresh().await?;
@@ -241,6 +255,13 @@ fn image_id(snapshot: &Snapshot, name: &str) -> Option<Uuid> {
     by_id
         .or_else(|| snapshot.image_by_name(name))
         .map(|image| image.id)
+}
+
+fn version_id(snapshot: &Snapshot, image: Uuid, name: &str) -> Option<Uuid> {
+    let id = name.parse::<Uuid>().ok();
+    let versions = snapshot.versions(image).iter();
+    let mut found = versions.filter(|v| v.name == name || Some(v.id) == id);
+    found.next().map(|v| v.id)
 }
 
 /// The one client that a host name, a MAC in any spelling or an id means.
@@ -306,6 +327,8 @@ fn fresh(id: Uuid) -> Client {
         custom_boot_params: None,
         enabled: true,
         disk_mode: DiskMode::Ephemeral,
+        ring: None,
+        pinned_version_id: None,
         auto_registered: false,
         created_at: chrono::DateTime::UNIX_EPOCH,
         updated_at: chrono::DateTime::UNIX_EPOCH,

@@ -51,6 +51,8 @@ pub(super) enum ApiError {
     Full,
     /// 503: the database is away.
     Unavailable,
+    /// 503: the image store is away; the sentence says what it lacks.
+    StoreAway(String),
     /// 500: ours; logged when it is answered.
     Internal(String),
 }
@@ -65,7 +67,9 @@ impl ApiError {
     pub(super) fn sentence(&self) -> String {
         match self {
             Self::Invalid(violations) => violations.to_string(),
-            Self::NotFound(sentence) | Self::Internal(sentence) => sentence.clone(),
+            Self::NotFound(sentence) | Self::StoreAway(sentence) | Self::Internal(sentence) => {
+                sentence.clone()
+            }
             Self::Unauthorized(sentence) => (*sentence).to_owned(),
             Self::Conflict { message, .. } => message.clone(),
             Self::WrongOffset { there } => {
@@ -126,6 +130,10 @@ impl From<VolumeError> for ApiError {
                 tracing::warn!("no room in the image store");
                 Self::Full
             }
+            VolumeError::Away(_) => {
+                tracing::warn!(%error, "an admin request can't be answered");
+                Self::StoreAway(error.to_string())
+            }
             VolumeError::BadSource(why) => Self::invalid("file", why),
             VolumeError::Exists(_) | VolumeError::Busy { .. } => Self::Conflict {
                 field: "",
@@ -174,7 +182,9 @@ impl IntoResponse for ApiError {
                 sentence,
                 Violations::new(),
             ),
-            Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, sentence, Violations::new()),
+            Self::Unavailable | Self::StoreAway(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, sentence, Violations::new())
+            }
             Self::Internal(inside) => {
                 tracing::error!(error = inside, "an admin request failed");
                 (

@@ -59,6 +59,20 @@ impl<S: Send + Sync> FromRequestParts<S> for Called {
     }
 }
 
+/// The names or ids in a path that has two.
+pub(super) struct CalledTwo(pub(super) String, pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for CalledTwo {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Path::<(String, String)>::from_request_parts(parts, state).await {
+            Ok(Path((one, two))) => Ok(Self(one, two)),
+            Err(_) => Err(ApiError::NotFound("there is no such path".into())),
+        }
+    }
+}
+
 /// A name from outside as it may stand in a sentence: one line, not at any length.
 pub(super) fn shown(name: &str) -> String {
     let mut shown: String = name.chars().take(80).flat_map(char::escape_debug).collect();

@@ -24,12 +24,17 @@ use uuid::Uuid;
 use super::Shared;
 use super::error::ApiError;
 use super::extract::{Asked, Called, shown};
-use super::images::{Unsaved, blocking, erase, save_new, settle_pending, vacant};
-use crate::model::{Image, ImageFormat, ImageKind, Timestamp};
+use super::images::{
+    Source, Unsaved, begin, blocking, erase, keep, measure, of_volume, save_new, settle_pending,
+    vacant,
+};
+use crate::clock::Clock;
+use crate::model::{CheckVerdict, Image, ImageCheck, ImageFormat, ImageKind, Timestamp};
+use crate::steps::{self, Step};
 use crate::storage::magic::MAGIC_BYTES;
 use crate::storage::{
-    DiskFormat, Held, Hold, Imported, SnapshotId, Storage, StorageError, Upload, Volume,
-    VolumeError,
+    DiskFormat, Held, Hold, Imported, Intent, Noted, SnapshotId, Storage, StorageError, Upload,
+    Volume, VolumeError,
 };
 
 /// Conversions at once; the others wait.
@@ -271,7 +276,10 @@ impl From<ApiError> for Stop {
 
 async fn run(api: Shared, held: Held, job: Arc<Job>) {
     let upload = held.upload().clone();
-    let made = make(&api, &job, &upload, held.source()).await;
+    let made = match Source::of(&api, &held).await {
+        Ok(source) => make(&api, &job, &upload, source.path.clone()).await,
+        Err(e) => Err(e.into()),
+    };
     let stopped = matches!(made, Err(Stop::Cancelled)) && api.cancel.is_cancelled();
     let keep = stopped || matches!(made, Err(Stop::Hindered(_) | Stop::InDoubt));
     let put_away =
@@ -318,8 +326,9 @@ async fn make(
         return Ok(image);
     }
     vacant(api, &upload.image.name).await?;
-    let (pending, id) = (api.pending.clone(), job.id);
-    blocking(move || pending.begin(id)).await?;
+    let id = job.id;
+    begin(api, Intent::Image { image: id }).await?;
+    steps::reach(Step::ImportBegun);
     let made = make_begun(api, job, upload, source).await;
     match &made {
         Ok(_) => {}
@@ -357,7 +366,8 @@ async fn make_begun(
 ) -> Result<Image, Stop> {
     let disk = {
         let (disks, upload, job) = (api.disks.clone(), upload.clone(), job.clone());
-        let converted = move || convert(&*disks, &upload, &source, &job);
+        let clock = api.clock.clone();
+        let converted = move || convert(&*disks, &upload, &source, &job, &clock);
         let done = tokio::task::spawn_blocking(converted).await;
         done.map_err(|e| Stop::Hindered(format!("the conversion broke: {e}")))??
     };
@@ -372,7 +382,14 @@ async fn make_begun(
         ..upload.image.clone()
     };
     store(api, job, &image).await?;
+    measure(api, image.id).await;
     api.settle().await;
+    // The image is there; that nothing is known of it takes nothing from it.
+    if let Some(found) = &disk.check
+        && let Err(e) = keep(api, &image, found).await
+    {
+        tracing::warn!(image.name, why = e.sentence(), "what a check found is lost");
+    }
     Ok(image)
 }
 
@@ -381,6 +398,8 @@ struct Converted {
     made: Imported,
     format: DiskFormat,
     path: String,
+    /// What was found in it; `None` if it could not be looked into.
+    check: Option<ImageCheck>,
 }
 
 fn convert(
@@ -388,6 +407,7 @@ fn convert(
     upload: &Upload,
     source: &Path,
     job: &Job,
+    clock: &Clock,
 ) -> Result<Converted, Stop> {
     let volume = Volume::Image(job.id);
     // What a crash has left of an earlier attempt.
@@ -403,16 +423,51 @@ fn convert(
     }
     let mut progress = |now: crate::storage::Progress| job.step(now.step, now.done);
     let made = disks.import(volume, source, format, &mut progress, &job.cancel)?;
+    steps::reach(Step::ImportConverted);
     if made.size > LARGEST {
         return Err(Stop::Refused(format!(
             "the disk has {} bytes; the largest that is taken has 64 TiB",
             made.size
         )));
     }
+    let check = look_into(disks, upload, job, clock)?;
     disks.snapshot(&SnapshotId::base(job.id))?;
+    steps::reach(Step::ImportSnapshotted);
     let info = disks.info(volume)?;
     let path = info.map_or_else(|| upload.image.path.clone(), |info| info.path);
-    Ok(Converted { made, format, path })
+    Ok(Converted {
+        made,
+        format,
+        path,
+        check,
+    })
+}
+
+/// What would stop the disk from booting. That refuses it only if it was asked for.
+fn look_into(
+    disks: &dyn Storage,
+    upload: &Upload,
+    job: &Job,
+    clock: &Clock,
+) -> Result<Option<ImageCheck>, Stop> {
+    job.step("looking", 0.0);
+    let method = upload.image.boot_method;
+    let found = match of_volume(disks, Volume::Image(job.id), method, None, clock) {
+        Ok(found) => found,
+        Err(e) if upload.require_bootable => return Err(e.into()),
+        Err(e) => {
+            tracing::warn!(image.name = upload.image.name, error = %e, "a disk can't be checked");
+            return Ok(None);
+        }
+    };
+    if upload.require_bootable && found.verdict == CheckVerdict::NotBootable {
+        let stops: Vec<&str> = found.stops().map(|stop| stop.sentence.as_str()).collect();
+        return Err(Stop::Refused(format!(
+            "the disk would not boot, as was required: {}",
+            stops.join("; ")
+        )));
+    }
+    Ok(Some(found))
 }
 
 /// The format, told by the beginning; what was said must agree.
@@ -465,7 +520,9 @@ async fn store(api: &Shared, job: &Job, image: &Image) -> Result<(), Stop> {
         };
         let in_doubt = match saved {
             Ok(()) => {
+                steps::reach(Step::ImportStored);
                 api.settled(image.id);
+                steps::reach(Step::ImportSettled);
                 return Ok(());
             }
             Err(Unsaved::Surely(ApiError::Unavailable)) => false,
@@ -483,7 +540,8 @@ async fn store(api: &Shared, job: &Job, image: &Image) -> Result<(), Stop> {
 
 /// Goes on after a start: undoes and finishes what was begun, converts what is there whole;
 /// then, now and then, removes what is too old. `left`: intentions from before the start.
-pub(super) async fn resume(api: Shared, mut left: Vec<Uuid>) {
+pub(super) async fn resume(api: Shared, noted: Vec<Noted>) {
+    let mut left: Vec<Uuid> = noted.iter().map(|noted| noted.intent.id()).collect();
     for standing in api.uploads.list().into_iter().filter(|s| s.is_complete()) {
         go_on(&api, &standing.upload).await;
     }

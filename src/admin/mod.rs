@@ -1,6 +1,6 @@
 //! The admin REST API, `/healthz`, `/readyz`, `/metrics`: the map of its routes.
 //!
-//! One file per noun (`images`, `imports`, `clients`, `ranges`, `sessions`, `health`); [`auth`]
+//! One file per noun (`images`, `imports`, `doctor`, `replicas`, `clients`, `clones`, `ranges`, `sessions`, `health`); [`auth`]
 //! says who is let in, `error` is the only place that turns failures into HTTP, `extract`
 //! takes requests apart, `server` owns sockets and tasks. [`routes`] is the whole list of
 //! what is answered, each entry with its [`Access`]: there is no route without a rule.
@@ -9,14 +9,18 @@
 //! is in the cache when it is answered: it holds from the next packet on.
 //! No SQL, no boot logic, no other edge here.
 
+mod aside;
 pub mod auth;
 mod clients;
+mod clones;
+mod doctor;
 mod error;
 mod extract;
 mod health;
 mod images;
 mod imports;
 mod ranges;
+mod replicas;
 mod server;
 mod sessions;
 mod stock;
@@ -32,15 +36,16 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 pub use auth::{Access, AdminMetrics};
+pub use doctor::{DoctorMetrics, look_over};
 pub use health::{Part, Readiness};
 pub use server::AdminServer;
-pub use stock::tell;
 
 use crate::boot::disks::Disks;
 use crate::boot::tracker::Tracker;
 use crate::cache::Cache;
 use crate::catalog::Catalog;
 use crate::clock::Clock;
+use crate::replicate::Replication;
 use crate::storage::{Directory, Pending, Storage, Uploads};
 use crate::validate::Strictness;
 
@@ -63,6 +68,8 @@ pub struct Handles {
     pub uploads: Uploads,
     /// What is begun and not yet done with images.
     pub pending: Pending,
+    /// Which server has what.
+    pub replication: Replication,
     /// What is taken in.
     pub limits: ImageLimits,
     /// The time.
@@ -73,6 +80,8 @@ pub struct Handles {
     pub registry: Arc<Registry>,
     /// Our own counters, registered in `registry` before it was shared.
     pub metrics: AdminMetrics,
+    /// Where catalog and store do not agree; registered as well.
+    pub doctor: DoctorMetrics,
     /// Which listeners are up, for `/readyz`.
     pub readiness: Readiness,
     /// `[validation] enable_strict_mode`.
@@ -90,6 +99,8 @@ impl std::fmt::Debug for Handles {
 pub struct ImageLimits {
     /// Most bytes of an uploaded file.
     pub upload_bytes: u64,
+    /// The folder whose files may be imported by their path.
+    pub import_dir: Option<std::path::PathBuf>,
 }
 
 /// What handlers share.
@@ -97,8 +108,12 @@ struct Api {
     handles: Handles,
     /// Conversions under way.
     works: imports::Works,
+    /// What was begun and waits for a person.
+    aside: aside::Aside,
     /// One write at a time: a change reads the row, changes it and writes it back.
     writes: tokio::sync::Mutex<()>,
+    /// Room for looks into disks.
+    checks: tokio::sync::Semaphore,
     /// Ends the endless answers.
     cancel: CancellationToken,
 }
@@ -204,6 +219,82 @@ pub fn routes() -> Vec<Route> {
             images::drop_files,
         ),
         route("GET", "/api/v1/images/{image}/usage", Admin, images::usage),
+        route(
+            "GET",
+            "/api/v1/images/{image}/check",
+            Admin,
+            images::last_check,
+        ),
+        route("POST", "/api/v1/images/{image}/check", Admin, images::check),
+        route(
+            "GET",
+            "/api/v1/images/{image}/snapshots",
+            Admin,
+            images::versions,
+        ),
+        route(
+            "POST",
+            "/api/v1/images/{image}/snapshots",
+            Admin,
+            images::create_version,
+        ),
+        route(
+            "DELETE",
+            "/api/v1/images/{image}/snapshots/{snapshot}",
+            Admin,
+            images::delete_version,
+        ),
+        route(
+            "POST",
+            "/api/v1/images/{image}/snapshots/{snapshot}/release",
+            Admin,
+            images::release_version,
+        ),
+        route(
+            "POST",
+            "/api/v1/images/{image}/snapshots/{snapshot}/return",
+            Admin,
+            images::return_version,
+        ),
+        route(
+            "GET",
+            "/api/v1/images/{image}/snapshots/{snapshot}/diff",
+            Admin,
+            images::compare::diff,
+        ),
+        route(
+            "GET",
+            "/api/v1/images/{image}/clone-quota",
+            Admin,
+            clones::image_quota,
+        ),
+        route(
+            "PUT",
+            "/api/v1/images/{image}/clone-quota",
+            Admin,
+            clones::set_image_quota,
+        ),
+        route("GET", "/api/v1/clones", Admin, clones::list),
+        route("GET", "/api/v1/servers", Admin, replicas::servers),
+        route("GET", "/api/v1/replicas", Admin, replicas::all),
+        route(
+            "GET",
+            "/api/v1/images/{image}/replicas",
+            Admin,
+            replicas::list,
+        ),
+        route(
+            "POST",
+            "/api/v1/images/{image}/replicas",
+            Admin,
+            replicas::begin,
+        ),
+        route(
+            "DELETE",
+            "/api/v1/images/{image}/replicas/{server}",
+            Admin,
+            replicas::remove,
+        ),
         route("GET", "/api/v1/uploads", Admin, images::uploads),
         route("GET", "/api/v1/uploads/{name}", Admin, images::upload),
         route(
@@ -213,10 +304,18 @@ pub fn routes() -> Vec<Route> {
             images::upload_delete,
         ),
         route("GET", "/api/v1/imports", Admin, imports::list),
+        route("POST", "/api/v1/imports", Admin, images::import),
         route("GET", "/api/v1/imports/{import}", Admin, imports::get),
         route("DELETE", "/api/v1/imports/{import}", Admin, imports::cancel),
-        route("GET", "/api/v1/orphans", Admin, images::orphans),
-        route("DELETE", "/api/v1/orphans", Admin, images::remove_orphans),
+        route("GET", "/api/v1/orphans", Admin, stock::get),
+        route("DELETE", "/api/v1/orphans", Admin, stock::remove),
+        route("GET", "/api/v1/doctor/storage", Admin, doctor::get),
+        route(
+            "POST",
+            "/api/v1/doctor/storage/repair",
+            Admin,
+            doctor::repair,
+        ),
         route("GET", "/api/v1/clients", Admin, clients::list),
         route("POST", "/api/v1/clients", Admin, clients::create),
         route("GET", "/api/v1/clients/{client}", Admin, clients::get),
@@ -228,6 +327,54 @@ pub fn routes() -> Vec<Route> {
             "/api/v1/clients/{client}/disk",
             Admin,
             clients::reset_disk,
+        ),
+        route(
+            "GET",
+            "/api/v1/clients/{client}/disk/rebase",
+            Admin,
+            images::compare::rebase_plan,
+        ),
+        route(
+            "POST",
+            "/api/v1/clients/{client}/disk/rebase",
+            Admin,
+            images::compare::rebase,
+        ),
+        route(
+            "GET",
+            "/api/v1/clients/{client}/clone-quota",
+            Admin,
+            clones::client_quota,
+        ),
+        route(
+            "PUT",
+            "/api/v1/clients/{client}/clone-quota",
+            Admin,
+            clones::set_client_quota,
+        ),
+        route(
+            "GET",
+            "/api/v1/clients/{client}/maintenance",
+            Admin,
+            images::maintenance::get,
+        ),
+        route(
+            "POST",
+            "/api/v1/clients/{client}/maintenance",
+            Admin,
+            images::maintenance::begin,
+        ),
+        route(
+            "DELETE",
+            "/api/v1/clients/{client}/maintenance",
+            Admin,
+            images::maintenance::discard,
+        ),
+        route(
+            "POST",
+            "/api/v1/clients/{client}/maintenance/publish",
+            Admin,
+            images::maintenance::done,
         ),
         route("GET", "/api/v1/network-ranges", Admin, ranges::list),
         route("POST", "/api/v1/network-ranges", Admin, ranges::create),

@@ -53,14 +53,16 @@ impl AdminServer {
     /// Answers until cancelled.
     pub async fn run(self, handles: Handles, cancel: CancellationToken) {
         // Read before the first request, which may begin something of its own.
-        let left = handles.pending.list().unwrap_or_else(|e| {
+        let left = handles.pending.intents().unwrap_or_else(|e| {
             tracing::error!(error = %e, "the journal of images can't be read");
             Vec::new()
         });
         let api: Shared = Arc::new(Api {
             handles,
             works: imports::Works::default(),
+            aside: super::aside::Aside::default(),
             writes: tokio::sync::Mutex::new(()),
+            checks: tokio::sync::Semaphore::new(super::images::CHECKS_AT_ONCE),
             cancel: cancel.clone(),
         });
         let keeper = tokio::spawn(imports::resume(api.clone(), left));

@@ -1,168 +1,107 @@
-//! The store beside the catalog: what is stored for nobody, and what is not stored that should
-//! be. It only tells; which side is right is for a person to say.
+//! `/api/v1/orphans`: what is stored for nobody, and images without what they need. They are
+//! findings of the doctor's, in a table; all that is nobody's is removed at once when asked.
 
-use std::cmp::Reverse;
-use std::collections::HashSet;
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Value, json};
 
-use serde::{Serialize, Serializer};
-use uuid::Uuid;
-
+use super::Shared;
+use super::doctor::{self, volume_of};
+use super::error::ApiError;
+use super::extract::Asked;
+use super::images::{blocking, finished};
 use crate::cache::Snapshot;
-use crate::model::ImageKind;
-use crate::storage::{Directory, Storage, Volume, VolumeInfo};
+use crate::storage::VolumeInfo;
+use crate::truth::{Finding, Kind, Target};
 
-/// What is stored for nobody.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum What {
-    /// A disk.
-    Disk(Volume),
-    /// Kernel and initrds of an image.
-    Files(Uuid),
+/// `GET`: both lists.
+pub(super) async fn get(State(api): State<Shared>, asked: Asked) -> Result<Json<Value>, ApiError> {
+    asked.finish()?;
+    api.cache.refresh().await?;
+    let found = doctor::look(&api).await?;
+    told(&api, &found).await
 }
 
-impl Serialize for What {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Disk(volume) => serializer.collect_str(&format_args!("disk {volume}")),
-            Self::Files(id) => serializer.collect_str(&format_args!("files {id}")),
+/// `DELETE`: removes what is stored for nobody; answers what is left.
+pub(super) async fn remove(
+    State(api): State<Shared>,
+    asked: Asked,
+) -> Result<Json<Value>, ApiError> {
+    asked.finish()?;
+    let task = tokio::spawn(async move {
+        let _one = api.writes.lock().await;
+        api.cache.refresh().await?;
+        let mut found = doctor::look(&api).await?;
+        // What a disk stands upon can go once that disk has: again until nothing more goes.
+        loop {
+            let orphans: Vec<&Finding> = found.iter().filter(|f| reason(f).is_some()).collect();
+            for orphan in &orphans {
+                let finding = orphan.id();
+                match doctor::remove(&api, orphan).await {
+                    Ok(()) => tracing::info!(finding, "an orphan is removed"),
+                    Err(e) => tracing::warn!(finding, why = e.sentence(), "an orphan stays"),
+                }
+            }
+            let before = orphans.len();
+            found = doctor::look(&api).await?;
+            let left = found.iter().filter(|f| reason(f).is_some()).count();
+            if left == 0 || left >= before {
+                return told(&api, &found).await;
+            }
         }
-    }
-}
-
-/// One of these.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Orphan {
-    pub(super) what: What,
-    /// Below the storage root.
-    pub(super) path: String,
-    /// Bytes it takes, where known.
-    pub(super) used_bytes: Option<u64>,
-    /// Whose it was.
-    reason: &'static str,
-}
-
-/// An image that misses something here.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Missing {
-    id: Uuid,
-    name: String,
-    /// `disk` or `files`.
-    what: &'static str,
-}
-
-/// How store and catalog stand to each other.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Stock {
-    pub(super) orphans: Vec<Orphan>,
-    missing: Vec<Missing>,
-}
-
-/// Compares; images in `busy` are being made or removed and are left out.
-pub(super) fn compare(
-    catalog: &Snapshot,
-    files: &[Uuid],
-    volumes: &[VolumeInfo],
-    busy: &[Uuid],
-) -> Stock {
-    let mut stock = Stock::default();
-    let gone = |id: Uuid| !busy.contains(&id) && catalog.image(id).is_none();
-    for id in files.iter().filter(|id| gone(**id)) {
-        stock.orphans.push(Orphan {
-            what: What::Files(*id),
-            path: format!("images/{id}"),
-            used_bytes: None,
-            reason: "no image of the catalog has these files",
-        });
-    }
-    let mut disks = HashSet::new();
-    for info in volumes {
-        let reason = match info.volume {
-            Volume::Image(id) => {
-                disks.insert(id);
-                gone(id).then_some("no image of the catalog has this disk")
-            }
-            Volume::Personal { client, .. } if catalog.client(client).is_none() => {
-                Some("its client is not in the catalog")
-            }
-            Volume::Personal { image, .. } => {
-                gone(image).then_some("its image is not in the catalog")
-            }
-            // Those of boots come and go; whoever made them clears them away.
-            Volume::Session(_) => None,
-        };
-        stock.orphans.extend(reason.map(|reason| Orphan {
-            what: What::Disk(info.volume),
-            path: info.path.clone(),
-            used_bytes: Some(info.used),
-            reason,
-        }));
-    }
-    // Clones before what they were made from, so that they can be removed in this order.
-    stock.orphans.sort_by_key(|orphan| match orphan.what {
-        What::Disk(Volume::Image(id)) => (1, Reverse(depth(volumes, id))),
-        _ => (0, Reverse(0)),
     });
-    for image in catalog.images().filter(|image| !busy.contains(&image.id)) {
-        let mut missing = |what| {
-            stock.missing.push(Missing {
-                id: image.id,
-                name: image.name.clone(),
-                what,
-            });
-        };
-        if image.kind == ImageKind::Disk && !disks.contains(&image.id) {
-            missing("disk");
-        }
-        if !image.files.is_empty() && !files.contains(&image.id) {
-            missing("files");
-        }
-    }
-    stock
+    finished(task).await
 }
 
-/// How many images a disk stands upon.
-fn depth(volumes: &[VolumeInfo], id: Uuid) -> usize {
-    let mut depth = 0;
-    let mut at = Volume::Image(id);
-    while let Some(origin) = volumes
-        .iter()
-        .find(|info| info.volume == at)
-        .and_then(|info| info.origin.as_ref())
-    {
-        depth += 1;
-        at = origin.volume;
-        if depth > volumes.len() {
-            break;
-        }
+/// Why it is nobody's; nothing if it is somebody's.
+const fn reason(finding: &Finding) -> Option<&'static str> {
+    match finding.kind {
+        Kind::DiskWithoutRow => Some("no image of the catalog has this disk"),
+        Kind::DiskWithoutClient => Some("its client is not in the catalog"),
+        Kind::DiskWithoutImage => Some("its image is not in the catalog"),
+        Kind::FilesWithoutRow => Some("no image of the catalog has these files"),
+        _ => None,
     }
-    depth
 }
 
-/// Says at the start where store and catalog do not agree (a crash between the two, or a
-/// database that was restored). Nothing is removed. `busy`: what is finished or undone anyway.
-pub async fn tell(storage: &Directory, disks: &dyn Storage, catalog: &Snapshot, busy: &[Uuid]) {
-    let stock = match (storage.images().await, disks.list()) {
-        (Ok(files), Ok(volumes)) => compare(catalog, &files, &volumes, busy),
-        (Err(e), _) => {
-            tracing::warn!(error = %e, "stored images can't be listed");
-            return;
+async fn told(api: &Shared, found: &[Finding]) -> Result<Json<Value>, ApiError> {
+    let disks = api.disks.clone();
+    let volumes = blocking(move || disks.list()).await?;
+    let catalog = api.cache.get();
+    let orphans = found.iter().filter_map(|finding| orphan(finding, &volumes));
+    let missing = found.iter().filter_map(|finding| lacks(finding, &catalog));
+    Ok(Json(json!({
+        "orphans": orphans.collect::<Vec<_>>(),
+        "missing": missing.collect::<Vec<_>>(),
+    })))
+}
+
+/// What it is, where below the storage root, and the bytes it takes where known.
+fn orphan(finding: &Finding, volumes: &[VolumeInfo]) -> Option<Value> {
+    let reason = reason(finding)?;
+    let (what, path, used) = match &finding.target {
+        Target::Disk(name) => {
+            let volume = volume_of(*name);
+            let info = volumes.iter().find(|info| info.volume == volume)?;
+            (format!("disk {volume}"), info.path.clone(), Some(info.used))
         }
-        (_, Err(e)) => {
-            tracing::warn!(error = %e, "stored disks can't be listed");
-            return;
-        }
+        Target::Files(id) => (format!("files {id}"), format!("images/{id}"), None),
+        _ => return None,
     };
-    for orphan in stock.orphans {
-        tracing::warn!(
-            path = %storage.root().join(&orphan.path).display(),
-            orphan.reason,
-            "stored for nobody: `dls image orphans --remove` removes it, or restore its row"
-        );
-    }
-    for missing in stock.missing {
-        tracing::warn!(
-            image.id = %missing.id, image.name = missing.name, missing.what,
-            "an image of the catalog is not on this server: its machines will wait"
-        );
-    }
+    Some(json!({"what": what, "path": path, "used_bytes": used, "reason": reason}))
+}
+
+/// The image, and what of it is not here: `disk`, `files`, or `version NAME`.
+fn lacks(finding: &Finding, catalog: &Snapshot) -> Option<Value> {
+    let (id, what) = match (&finding.target, finding.kind) {
+        (Target::Image(id), Kind::ImageWithoutDisk) => (*id, "disk".to_owned()),
+        (Target::Image(id), Kind::ImageWithoutFiles) => (*id, "files".to_owned()),
+        (Target::Version(id), Kind::VersionWithoutDisk) => {
+            let version = catalog.version(*id)?;
+            (version.image_id, format!("version {}", version.name))
+        }
+        _ => return None,
+    };
+    let name = &catalog.image(id)?.name;
+    Some(json!({"id": id, "name": name, "what": what}))
 }

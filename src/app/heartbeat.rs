@@ -1,13 +1,15 @@
 //! This server's row in `servers`, kept fresh, and our clock, kept to PostgreSQL's.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::cache::Cache;
 use crate::catalog::{Catalog, CatalogError};
 use crate::clock::Clock;
+use crate::model::Contact;
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(10);
@@ -15,8 +17,39 @@ const EVERY: Duration = Duration::from_secs(10);
 /// A difference of the clocks worth a line in the log.
 const WORTH_SAYING: chrono::TimeDelta = chrono::TimeDelta::seconds(2);
 
+/// This server, as its row has it.
+#[derive(Debug, Clone)]
+pub(super) struct Who {
+    pub(super) id: Uuid,
+    pub(super) name: Option<String>,
+    pub(super) boot: SocketAddr,
+    pub(super) replication: Option<SocketAddr>,
+}
+
+impl Who {
+    /// How others reach it now: interfaces come and go.
+    fn contact(&self, fingerprint: &str) -> Contact {
+        Contact {
+            replication_addresses: self.replication.map(reached_at).unwrap_or_default(),
+            replication_port: self.replication.map(|at| at.port()),
+            certificate_sha256: self.replication.map(|_| fingerprint.to_owned()),
+            boot_addresses: reached_at(self.boot),
+            boot_port: Some(self.boot.port()),
+        }
+    }
+}
+
+/// The addresses of a listener: the one that it has, or all of ours.
+fn reached_at(listener: SocketAddr) -> Vec<Ipv4Addr> {
+    match listener.ip().to_canonical() {
+        ip if ip.is_unspecified() => addresses(),
+        IpAddr::V4(ip) => vec![ip],
+        IpAddr::V6(_) => Vec::new(),
+    }
+}
+
 /// Registers this server, and takes PostgreSQL's time as ours.
-pub(super) async fn once(catalog: &Catalog, clock: &Clock, id: Uuid) -> Result<(), CatalogError> {
+pub(super) async fn once(catalog: &Catalog, clock: &Clock, who: &Who) -> Result<(), CatalogError> {
     let (authority, round_trip) = catalog.health_check().await?;
     let shift = clock.learn(authority, round_trip);
     if shift.abs() > WORTH_SAYING {
@@ -25,24 +58,39 @@ pub(super) async fn once(catalog: &Catalog, clock: &Clock, id: Uuid) -> Result<(
             "this machine's clock differs from the database's, which is taken"
         );
     }
-    let name = nix::unistd::gethostname().map_or_else(
-        |_| "unnamed".to_owned(),
-        |name| name.to_string_lossy().into_owned(),
-    );
+    let of_host = || {
+        nix::unistd::gethostname().map_or_else(
+            |_| "unnamed".to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        )
+    };
+    let name = who.name.clone().unwrap_or_else(of_host);
     catalog
-        .save_server(id, &name, &addresses(), env!("CARGO_PKG_VERSION"))
+        .save_server(who.id, &name, &addresses(), env!("CARGO_PKG_VERSION"))
         .await
 }
 
 /// Again and again until cancelled; a database that is away is the next beat's business.
-pub(super) async fn beat(catalog: Catalog, clock: Clock, id: Uuid, cancel: CancellationToken) {
+pub(super) async fn beat(
+    (catalog, cache): (Catalog, Cache),
+    clock: Clock,
+    who: Who,
+    fingerprint: String,
+    cancel: CancellationToken,
+) {
     loop {
+        let beaten = async {
+            once(&catalog, &clock, &who).await?;
+            let contact = who.contact(&fingerprint);
+            catalog.publish_contact(who.id, &contact).await?;
+            cache.refresh_site().await
+        };
+        if let Err(e) = beaten.await {
+            tracing::warn!(error = %e, "the heartbeat could not be written");
+        }
         tokio::select! {
             () = cancel.cancelled() => return,
             () = tokio::time::sleep(EVERY) => {}
-        }
-        if let Err(e) = once(&catalog, &clock, id).await {
-            tracing::warn!(error = %e, "the heartbeat could not be written");
         }
     }
 }

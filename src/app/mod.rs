@@ -21,7 +21,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::admin::{self, AdminMetrics, AdminServer, ImageLimits};
+use crate::admin::{self, AdminMetrics, AdminServer, DoctorMetrics, ImageLimits};
+use crate::boot::canaries;
 use crate::boot::disks::{DiskDoor, Disks};
 use crate::boot::files::{Files, FilesOptions};
 use crate::boot::session::{Rules, Timings};
@@ -29,20 +30,22 @@ use crate::boot::tracker::{Caps, Tracker};
 use crate::cache::Cache;
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::clock::Clock;
-use crate::config::{Config, DatabaseUrl, UnknownClients};
+use crate::config::{Config, DatabaseUrl, StorageBackend, UnknownClients};
 use crate::dhcp::server::{self as dhcp, DhcpMetrics, DhcpOptions, DhcpServer, Selection};
 use crate::export::iscsi::{IscsiMetrics, IscsiServer};
 use crate::export::nbd::{NbdMetrics, NbdServer};
 use crate::http::{HttpLimits, HttpMetrics, HttpServer};
 use crate::privileges::{self, Became};
+use crate::replicate::{self, Identity, Replication, ReplicationServer};
 use crate::storage::disks::TABLE_CACHE;
-use crate::storage::{Directory, DiskStore, Pending, Storage, Uploads};
+use crate::storage::{Directory, DiskStore, Pending, Storage, Uploads, mend};
 use crate::telemetry;
 use crate::tftp::metrics::TftpMetrics;
 use crate::tftp::room::boot_room;
 use crate::tftp::server::TftpServer;
 use crate::validate::Strictness;
 use cluster::Cluster;
+use heartbeat::Who;
 use parts::Parts;
 pub use psql::psql;
 
@@ -85,6 +88,8 @@ struct Doors {
     iscsi: IscsiServer,
     nbd: NbdServer,
     admin: AdminServer,
+    /// Where others may share the catalog.
+    replication: Option<ReplicationServer>,
 }
 
 /// As many open files as we are allowed: thousands of transfers hold two each.
@@ -113,6 +118,7 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         admin: AdminServer::bind(config.admin.listen)
             .await
             .with_context(|| format!("admin API can't listen on {}", config.admin.listen))?,
+        replication: replication_door(config).await?,
     };
     let cluster = match &config.database.url {
         DatabaseUrl::Embedded => Some(Cluster::start(&config.state_dir).await?),
@@ -130,6 +136,17 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     served
 }
 
+/// An embedded database has no other servers.
+async fn replication_door(config: &Config) -> anyhow::Result<Option<ReplicationServer>> {
+    if config.database.url == DatabaseUrl::Embedded {
+        return Ok(None);
+    }
+    let listen = config.replication.listen;
+    let bound = ReplicationServer::bind(listen).await;
+    let bound = bound.with_context(|| format!("replication can't listen on {listen}"))?;
+    Ok(Some(bound))
+}
+
 /// From an open database to a stopped server, the database still up.
 async fn operate(
     config: &Config,
@@ -140,18 +157,34 @@ async fn operate(
 ) -> anyhow::Result<()> {
     let nbd_limits = exports::nbd_limits(config)?;
     let clock = Clock::system();
+    // What a crash has left in the store is put right whether the catalog is there or not.
+    let storage = Directory::open(&config.storage_path()).await?;
+    let pending = Pending::open(storage.root())?;
+    let uploads = Uploads::open(storage.root())?;
+    let store = disk_store(config, storage.root()).await?;
+    tokio::task::spawn_blocking({
+        let (store, pending) = (store.clone(), pending.clone());
+        move || mend::mend(&*store, &pending)
+    })
+    .await?;
+    let who = Who {
+        id: server_id,
+        name: config.server_name.clone(),
+        boot: doors.http.local_addr(),
+        replication: doors
+            .replication
+            .as_ref()
+            .map(ReplicationServer::local_addr),
+    };
     let Some(opened) = stop
-        .run_until_cancelled(open_catalog(config, server_id, url, &clock))
+        .run_until_cancelled(open_catalog(config, &who, url, &clock))
         .await
     else {
         return Ok(());
     };
     let (catalog, cache) = opened?;
-    let storage = Directory::open(&config.storage_path()).await?;
-    let pending = Pending::open(storage.root())?;
-    let uploads = Uploads::open(storage.root())?;
-    let store = disk_store(storage.root()).await?;
-    admin::tell(&storage, &*store, &cache.get(), &pending.list()?).await;
+    let doctor = DoctorMetrics::default();
+    admin::look_over(&storage, &store, &cache.get(), &pending, &doctor, server_id).await;
 
     let rules = Rules {
         timings: Timings::with(config.boot.stall_seconds, config.boot.os_seconds),
@@ -169,7 +202,8 @@ async fn operate(
     if resumed > 0 {
         tracing::info!(attempts = resumed, "going on with boots that were open");
     }
-    let disks = Disks::new(cache.view(), tracker.clone(), store.clone(), clock.clone());
+    let disks = Disks::new(cache.view(), tracker.clone(), store.clone(), clock.clone())
+        .with_journal(pending.clone());
     let files = Files::new(
         cache.view(),
         tracker.clone(),
@@ -203,6 +237,7 @@ async fn operate(
     iscsi_metrics.register(&mut registry);
     nbd_metrics.register(&mut registry);
     let admin_metrics = AdminMetrics::register(&mut registry);
+    doctor.register(&mut registry);
 
     let mut dhcp = DhcpServer::new(
         dhcp::Handles {
@@ -221,6 +256,18 @@ async fn operate(
     );
     dhcp.bind()?;
 
+    let replication = Replication::new(replicate::Handles {
+        server_id,
+        catalog: catalog.clone(),
+        cache: cache.clone(),
+        disks: store.clone(),
+        storage: storage.clone(),
+        pending: pending.clone(),
+        clock: clock.clone(),
+        identity: Identity::open(&config.state_dir)?,
+    })?;
+    replication.register(&mut registry);
+
     let parts = Parts::default();
     let readiness = parts.readiness();
     let admin = admin::Handles {
@@ -232,13 +279,16 @@ async fn operate(
         disks: store,
         uploads,
         pending,
+        replication: replication.clone(),
         limits: ImageLimits {
             upload_bytes: config.storage.upload_limit_gib << 30,
+            import_dir: config.storage.import_dir.clone(),
         },
         clock: clock.clone(),
         token: admin::auth::token_file(&config.state_dir)?,
         registry: Arc::new(registry),
         metrics: admin_metrics,
+        doctor,
         readiness,
         strictness: Strictness::from_setting(config.validation.enable_strict_mode),
     };
@@ -260,11 +310,30 @@ async fn operate(
         let (disks, catalog, edges) = (disks.clone(), catalog.clone(), edges.clone());
         async move { disks.keep(catalog, edges).await }
     });
+    running.add("quotas", "", {
+        let (disks, changed, edges) = (disks.clone(), cache.watch(), edges.clone());
+        async move { disks.follow_quotas(changed, edges).await }
+    });
+    running.add(
+        "canaries",
+        "",
+        canaries::watch(catalog.clone(), tracker.clone(), edges.clone()),
+    );
     running.add(
         "heartbeat",
         "",
-        heartbeat::beat(catalog.clone(), clock.clone(), server_id, edges.clone()),
+        heartbeat::beat(
+            (catalog.clone(), cache.clone()),
+            clock.clone(),
+            who,
+            replication.fingerprint().to_owned(),
+            edges.clone(),
+        ),
     );
+    let at = doors.replication.as_ref();
+    let at = at.map_or_else(String::new, |door| door.local_addr().to_string());
+    let replicating = replication.run(doors.replication, edges.clone());
+    running.add("replication", &at, replicating);
     running.add(
         "dhcp",
         &dhcp.interfaces().join(", "),
@@ -339,7 +408,7 @@ async fn operate(
 
 async fn open_catalog(
     config: &Config,
-    server_id: Uuid,
+    who: &Who,
     url: String,
     clock: &Clock,
 ) -> anyhow::Result<(Catalog, Cache)> {
@@ -348,7 +417,7 @@ async fn open_catalog(
         min_connections: config.database.min_connections,
         max_connections: config.database.max_connections,
         pool_timeout: config.pool_timeout(),
-        server_id,
+        server_id: who.id,
     };
     let catalog = Catalog::connect(&options, DATABASE_PATIENCE)
         .await
@@ -357,7 +426,7 @@ async fn open_catalog(
         .run_migrations()
         .await
         .context("bringing the catalog up to date")?;
-    heartbeat::once(&catalog, clock, server_id)
+    heartbeat::once(&catalog, clock, who)
         .await
         .context("registering this server")?;
     let cache = Cache::open(catalog.clone())
@@ -367,10 +436,50 @@ async fn open_catalog(
 }
 
 /// Opens the store of disks, putting right what a crash has left there.
-async fn disk_store(root: &Path) -> anyhow::Result<Arc<dyn Storage>> {
+async fn disk_store(config: &Config, root: &Path) -> anyhow::Result<Arc<dyn Storage>> {
     let path = root.to_owned();
-    let opened = tokio::task::spawn_blocking(move || DiskStore::open(&path, TABLE_CACHE)).await?;
-    Ok(Arc::new(opened.context("opening the store of disks")?))
+    let open: Box<dyn FnOnce() -> anyhow::Result<Arc<dyn Storage>> + Send> =
+        match config.storage.backend {
+            StorageBackend::Directory => {
+                Box::new(move || Ok(Arc::new(DiskStore::open(&path, TABLE_CACHE)?)))
+            }
+            #[cfg(feature = "zfs")]
+            StorageBackend::Zfs => {
+                let options = zfs_options(&config.storage);
+                Box::new(move || {
+                    let store = crate::storage::ZfsStore::open(options, &path)?;
+                    Ok(Arc::new(store))
+                })
+            }
+            // `Config::check` has said so already.
+            #[cfg(not(feature = "zfs"))]
+            StorageBackend::Zfs => {
+                anyhow::bail!("this dls was built without ZFS: the package dls-zfs has it")
+            }
+        };
+    let opened = tokio::task::spawn_blocking(open).await?;
+    opened.context("opening the store of disks")
+}
+
+#[cfg(feature = "zfs")]
+fn zfs_options(storage: &crate::config::Storage) -> crate::storage::zfs::ZfsOptions {
+    use crate::config::{ZfsCompression, ZfsReserve};
+    use crate::storage::zfs::{Compression, Reserve, ZfsOptions};
+    ZfsOptions {
+        dataset: storage.dataset.clone().unwrap_or_default(),
+        block: storage.volblocksize_kib * 1024,
+        compression: match storage.compression {
+            ZfsCompression::Inherit => Compression::Inherit,
+            ZfsCompression::Off => Compression::Off,
+            ZfsCompression::Lz4 => Compression::Lz4,
+            ZfsCompression::Zstd => Compression::Zstd,
+        },
+        reserve: match storage.reserve {
+            ZfsReserve::Nothing => Reserve::Nothing,
+            ZfsReserve::Images => Reserve::Images,
+            ZfsReserve::All => Reserve::All,
+        },
+    }
 }
 
 fn dhcp_options(config: &Config, server_id: Uuid, http_port: u16) -> DhcpOptions {

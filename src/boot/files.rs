@@ -8,6 +8,8 @@
 //! files of a boot are those of the image that its script named, even if another one has
 //! been assigned since.
 
+mod elsewhere;
+
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,18 +17,18 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::disk_words::{DEFAULT_HTTP_PORT, DiskWords};
-use super::disks::{Disks, Verdict};
+use super::disks::Disks;
 use super::loaders::{DEFAULT_LOADER_DIR, Loaders};
 use super::path::{BootPath, Item, Report};
-use super::plan::{DiskStanding, Plan, plan};
-use super::script::{Frame, render};
+use super::plan::{DiskStanding, Plan, Unready, plan};
+use super::script::{Frame, elsewhere, render};
 use super::session::{BootFile, Context, Door, Evidence, Observation};
 use super::token::{BootToken, boot_url};
 use super::tracker::{Known, OpenAttempt, Tracker};
 use crate::cache::{Snapshot, View};
 use crate::clock::Clock;
 use crate::dhcp::decide::Loader;
-use crate::model::{Arch, Client, FileRole, Image, ImageKind, UnreadyAction};
+use crate::model::{Arch, Client, FileRole, Image, Server, UnreadyAction};
 use crate::storage::Directory;
 
 /// Which of our addresses the client reached, and its own.
@@ -251,6 +253,8 @@ struct Case {
     client: Option<Arc<Client>>,
     image: Option<Arc<Image>>,
     plan: Plan,
+    /// The server that it goes on at.
+    server: Option<Server>,
 }
 
 impl Shared {
@@ -282,7 +286,7 @@ impl Shared {
                 if !BootToken::make(snapshot.site_key(), *id).matches(token) {
                     return Err(NoFile::BadToken);
                 }
-                self.tracker.attempt(*id).ok_or(NoFile::Over)?
+                self.open_boot(*id, &item).await.ok_or(NoFile::Over)?
             }
             None => self
                 .tracker
@@ -385,11 +389,11 @@ impl Shared {
             .range_id
             .and_then(|id| snapshot.range(id))
             .or_else(|| snapshot.range_of(visitor.client));
-        let standing = match (&client, image) {
+        let (standing, server) = match (&client, image) {
             (Some(client), Some(image)) if client.enabled => {
                 self.disk_standing(attempt.id, client.id, image).await
             }
-            _ => DiskStanding::Ready,
+            _ => (DiskStanding::Ready, None),
         };
         let plan = plan(
             client.as_deref(),
@@ -401,31 +405,8 @@ impl Shared {
             image: image.cloned(),
             client,
             plan,
+            server,
         }
-    }
-
-    /// How the disk stands that a machine would get. A connection of an earlier boot that no
-    /// longer answers is broken off here, which takes a second.
-    async fn disk_standing(&self, attempt: Uuid, client: Uuid, image: &Image) -> DiskStanding {
-        if image.kind != ImageKind::Disk {
-            return DiskStanding::Ready;
-        }
-        let (disks, image) = (self.disks.clone(), image.id);
-        let look = move || {
-            if !disks.has_image(image) {
-                DiskStanding::NotStored
-            } else if matches!(disks.settle(client, Some(attempt)), Verdict::Taken { .. }) {
-                DiskStanding::InUse
-            } else {
-                DiskStanding::Ready
-            }
-        };
-        tokio::task::spawn_blocking(look)
-            .await
-            .unwrap_or_else(|error| {
-                tracing::error!(%error, "looking at a disk");
-                DiskStanding::NotStored
-            })
     }
 
     async fn script(
@@ -463,7 +444,25 @@ impl Shared {
             disk: words.as_ref(),
         };
         let plan = super::script::checked(case.plan, &frame);
-        let text = render(&plan, &frame);
+        let sent = match &plan {
+            Plan::Unready {
+                why: Unready::SentToServer,
+                ..
+            } => case.server.as_ref(),
+            _ => None,
+        };
+        let there = sent.and_then(|server| self.url_at(snapshot, server, visitor, attempt.id));
+        let text = match (sent, &there) {
+            (Some(server), Some(url)) => elsewhere(
+                &server.name,
+                &Frame {
+                    url,
+                    ..frame.clone()
+                },
+            ),
+            _ => render(&plan, &frame),
+        };
+        let to = sent.filter(|_| there.is_some()).map(|server| server.id);
         if trace == Trace::Leave {
             let unready = match plan {
                 Plan::Kernel { .. } | Plan::Disk { .. } => None,
@@ -480,6 +479,9 @@ impl Shared {
                 ..Context::default()
             };
             self.observe(attempt, visitor, Evidence::Script { unready }, context);
+            if let Some(server) = to {
+                self.tracker.hand_over(attempt.id, server);
+            }
         }
         Content::Text {
             body: text.into(),

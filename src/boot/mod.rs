@@ -6,6 +6,8 @@
 //! *Services*: [`files`] (a path -> bytes, with [`loaders`]), [`disks`] (who gets which disk),
 //! [`tracker`] (the only writer of attempts, events and sessions).
 
+pub mod canaries;
+pub mod choice;
 pub mod disk_words;
 pub mod disks;
 pub mod files;

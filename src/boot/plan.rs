@@ -45,10 +45,14 @@ pub enum Plan {
 pub enum DiskStanding {
     /// It is there, and nobody else has it.
     Ready,
-    /// This server has no disk of the image.
+    /// No server has the disk of the image.
     NotStored,
     /// A running machine has it, and its connection answers.
     InUse,
+    /// Another server has it, and the machine is sent there.
+    Elsewhere,
+    /// Other servers have it, and none of them is alive.
+    Away,
 }
 
 /// Why a machine can't boot now. Metric label, event detail, and a line on its screen.
@@ -60,8 +64,12 @@ pub enum Unready {
     Disabled,
     /// It has no image, and there is no default image.
     NoImage,
-    /// Its image is a disk that is not stored on this server.
+    /// Its image is a disk that is not stored on this server, nor on another one.
     NoDiskStored,
+    /// The servers that have its disk are away.
+    DiskServersAway,
+    /// It goes on at a server that has its disk.
+    SentToServer,
     /// Another machine runs from this client's disk, and answers.
     DiskInUse,
     /// Its image has no kernel file.
@@ -77,6 +85,8 @@ impl Unready {
         Self::Disabled,
         Self::NoImage,
         Self::NoDiskStored,
+        Self::DiskServersAway,
+        Self::SentToServer,
         Self::DiskInUse,
         Self::NoKernel,
         Self::UnsafeParameters,
@@ -90,6 +100,8 @@ impl Unready {
             Self::Disabled => "client_disabled",
             Self::NoImage => "no_image",
             Self::NoDiskStored => "no_disk_stored",
+            Self::DiskServersAway => "disk_servers_away",
+            Self::SentToServer => "sent_to_server",
             Self::DiskInUse => "disk_in_use",
             Self::NoKernel => "no_kernel",
             Self::UnsafeParameters => "unsafe_parameters",
@@ -104,6 +116,8 @@ impl Unready {
             Self::Disabled => "this client is registered, but not enabled yet",
             Self::NoImage => "no image is assigned to this client, and there is no default image",
             Self::NoDiskStored => "the disk of the assigned image is not stored on this server",
+            Self::DiskServersAway => "the servers that have the disk of this client are away",
+            Self::SentToServer => "another server has the disk of this client",
             Self::DiskInUse => "a running machine has the disk of this client",
             Self::NoKernel => "the assigned image has no kernel",
             Self::UnsafeParameters => {
@@ -126,8 +140,9 @@ pub fn plan(
     let action = range.map_or(UnreadyAction::Wait, |r| r.unready);
     match judge(client, image, range, disk) {
         Ok(plan) => plan,
-        // Another machine with this one's MAC runs: the local disk is not meant then either.
-        Err(why @ Unready::DiskInUse) => Plan::Unready {
+        // Another machine with this one's MAC runs: the local disk is not meant then either. Nor
+        // while it is on its way to another server.
+        Err(why @ (Unready::DiskInUse | Unready::SentToServer)) => Plan::Unready {
             why,
             action: UnreadyAction::Wait,
         },
@@ -153,6 +168,8 @@ fn judge(
                 DiskStanding::Ready => {}
                 DiskStanding::NotStored => return Err(Unready::NoDiskStored),
                 DiskStanding::InUse => return Err(Unready::DiskInUse),
+                DiskStanding::Elsewhere => return Err(Unready::SentToServer),
+                DiskStanding::Away => return Err(Unready::DiskServersAway),
             }
             match image.boot_method {
                 BootMethod::San => return Ok(Plan::Disk { image_id: image.id }),
@@ -252,6 +269,8 @@ pub(crate) mod tests {
             custom_boot_params: None,
             enabled: true,
             disk_mode: DiskMode::Ephemeral,
+            ring: None,
+            pinned_version_id: None,
             auto_registered: false,
             created_at: Timestamp::UNIX_EPOCH,
             updated_at: Timestamp::UNIX_EPOCH,

@@ -190,6 +190,20 @@ fn sanboot(words: &DiskWords, frame: &Frame<'_>) -> String {
     text
 }
 
+/// The script of a machine that goes on at another server: `frame` has the URL there. It asks
+/// that one from here on, also when it has to ask again.
+#[must_use]
+pub fn elsewhere(server: &str, frame: &Frame<'_>) -> String {
+    let mut text = String::from("#!ipxe\n");
+    let (who, server) = (who(frame), shown(server));
+    let _ = writeln!(
+        text,
+        "echo DLS: {who} goes on at server {server}, which has its disk"
+    );
+    look_again(&mut text, frame);
+    text
+}
+
 fn waiting(why: Unready, frame: &Frame<'_>) -> String {
     let seconds = frame.wait_seconds.max(1);
     let mut text = String::from("#!ipxe\n");

@@ -14,6 +14,7 @@ use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, CatalogError, Change};
+use crate::model::Site;
 pub use snapshot::Snapshot;
 pub use view::View;
 
@@ -25,6 +26,8 @@ const RETRY: std::time::Duration = std::time::Duration::from_millis(500);
 pub struct Cache {
     catalog: Catalog,
     current: Arc<ArcSwap<Snapshot>>,
+    /// The servers; read more often than the rest, for their heartbeats.
+    site: Arc<ArcSwap<Site>>,
     /// One reload at a time, so that an older read never overwrites a newer one.
     reloading: Arc<tokio::sync::Mutex<()>>,
     /// Wakes those who act on a change by themselves.
@@ -38,9 +41,11 @@ impl Cache {
     /// When the catalog can't be read.
     pub async fn open(catalog: Catalog) -> Result<Self, CatalogError> {
         let snapshot = Snapshot::new(catalog.load().await?);
+        let site = catalog.site().await?;
         Ok(Self {
             catalog,
             current: Arc::new(ArcSwap::from_pointee(snapshot)),
+            site: Arc::new(ArcSwap::from_pointee(site)),
             reloading: Arc::new(tokio::sync::Mutex::new(())),
             changed: Arc::new(tokio::sync::watch::Sender::new(())),
         })
@@ -55,7 +60,23 @@ impl Cache {
     /// The current snapshot, for those who have no business with the catalog.
     #[must_use]
     pub fn view(&self) -> View {
-        View::new(self.current.clone())
+        View::new(self.current.clone(), self.site.clone())
+    }
+
+    /// The servers, and who of them is alive; cheap, never waits.
+    #[must_use]
+    pub fn site(&self) -> Arc<Site> {
+        self.site.load_full()
+    }
+
+    /// Reads the servers again: their heartbeats wake nobody. While the catalog is away, those
+    /// who were alive count as alive.
+    ///
+    /// # Errors
+    /// When the catalog can't be read; the servers then stay as they were known.
+    pub async fn refresh_site(&self) -> Result<(), CatalogError> {
+        self.site.store(Arc::new(self.catalog.site().await?));
+        Ok(())
     }
 
     /// Is woken by each new snapshot, for what does not wait for a packet to look.
@@ -71,6 +92,7 @@ impl Cache {
     pub async fn refresh(&self) -> Result<(), CatalogError> {
         let _one = self.reloading.lock().await;
         let loaded = self.catalog.load().await?;
+        self.refresh_site().await?;
         self.current.store(Arc::new(Snapshot::new(loaded)));
         self.changed.send_replace(());
         Ok(())

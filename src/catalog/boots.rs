@@ -35,6 +35,8 @@ struct Row {
     reason: Option<String>,
     disk_bytes_read: i64,
     disk_bytes_written: i64,
+    version_id: Option<Uuid>,
+    version_name: Option<String>,
     s_client_id: Option<Uuid>,
     s_image_id: Option<Uuid>,
     s_started_at: Option<Timestamp>,
@@ -52,7 +54,7 @@ macro_rules! attempt_rows {
             Row,
             r#"SELECT a.id, a.mac, a.smbios_uuid, a.client_id, a.client_name, a.image_name, a.server_id, a.range_id, a.arch,
                    a.client_ip, a.boot_server_ip, a.started_at, a.ended_at, a.last_stage, a.outcome, a.reason,
-                   a.disk_bytes_read, a.disk_bytes_written,
+                   a.disk_bytes_read, a.disk_bytes_written, a.version_id, a.version_name,
                    s.client_id AS "s_client_id?", s.image_id AS "s_image_id?", s.started_at AS "s_started_at?",
                    s.ended_at AS "s_ended_at?", s.status AS "s_status?", s.boot_time_seconds AS "s_boot_time_seconds?",
                    s.error_message AS "s_error_message?", s.client_ip AS "s_client_ip?", s.boot_server_ip AS "s_boot_server_ip?"
@@ -108,6 +110,8 @@ impl Row {
             reason: self.reason,
             disk_bytes_read: self.disk_bytes_read,
             disk_bytes_written: self.disk_bytes_written,
+            version_id: self.version_id,
+            version_name: self.version_name,
         };
         Ok((attempt, session))
     }
@@ -173,15 +177,17 @@ async fn write_attempt(
 ) -> Result<Fit, sqlx::Error> {
     sqlx::query!(
         "INSERT INTO boot_attempts (id, mac, smbios_uuid, client_id, client_name, image_name, server_id, range_id, arch, client_ip,
-             boot_server_ip, started_at, ended_at, last_stage, outcome, reason, disk_bytes_read, disk_bytes_written)
+             boot_server_ip, started_at, ended_at, last_stage, outcome, reason, disk_bytes_read, disk_bytes_written,
+             version_id, version_name)
          VALUES ($1, $2, $3, (SELECT id FROM clients WHERE id = $4), $5, $6, $7, (SELECT id FROM network_ranges WHERE id = $8),
-             $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+             $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)
          ON CONFLICT (id) DO UPDATE SET smbios_uuid = EXCLUDED.smbios_uuid, client_id = EXCLUDED.client_id,
              client_name = EXCLUDED.client_name, image_name = EXCLUDED.image_name, server_id = EXCLUDED.server_id,
              range_id = EXCLUDED.range_id, arch = EXCLUDED.arch, client_ip = EXCLUDED.client_ip,
              boot_server_ip = EXCLUDED.boot_server_ip, started_at = EXCLUDED.started_at, ended_at = EXCLUDED.ended_at,
              last_stage = EXCLUDED.last_stage, outcome = EXCLUDED.outcome, reason = EXCLUDED.reason,
-             disk_bytes_read = EXCLUDED.disk_bytes_read, disk_bytes_written = EXCLUDED.disk_bytes_written",
+             disk_bytes_read = EXCLUDED.disk_bytes_read, disk_bytes_written = EXCLUDED.disk_bytes_written,
+             version_id = EXCLUDED.version_id, version_name = EXCLUDED.version_name",
         attempt.id,
         attempt.mac.to_string(),
         attempt.smbios_uuid,
@@ -199,7 +205,9 @@ async fn write_attempt(
         attempt.outcome.as_str(),
         attempt.reason,
         attempt.disk_bytes_read,
-        attempt.disk_bytes_written
+        attempt.disk_bytes_written,
+        attempt.version_id,
+        attempt.version_name
     )
     .execute(connection)
     .await?;

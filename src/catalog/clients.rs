@@ -24,6 +24,8 @@ pub(super) struct Row {
     network_config: Option<serde_json::Value>,
     custom_boot_params: Option<String>,
     disk_mode: String,
+    ring: Option<String>,
+    pinned_version: Option<Uuid>,
     enabled: bool,
     auto_registered: bool,
     created_at: Timestamp,
@@ -38,7 +40,7 @@ macro_rules! client_rows {
         sqlx::query_as!(
             Row,
             r#"SELECT c.id, c.mac_address, c.hostname, c.ip_address, c.assigned_image_id, c.boot_mode, c.cpu_cores, c.memory_mb,
-                   c.network_config, c.custom_boot_params, c.disk_mode, c.enabled, c.auto_registered, c.created_at, c.updated_at,
+                   c.network_config, c.custom_boot_params, c.disk_mode, c.ring, c.pinned_version, c.enabled, c.auto_registered, c.created_at, c.updated_at,
                    c.last_boot_at, c.boot_count,
                    ARRAY(SELECT m.mac::text FROM client_macs m WHERE m.client_id = c.id AND m.mac <> c.mac_address ORDER BY m.mac) AS "more_macs!"
                FROM clients c "# + $tail
@@ -84,6 +86,8 @@ impl Row {
             network_config,
             custom_boot_params: self.custom_boot_params,
             disk_mode: parse("disk mode", &self.disk_mode)?,
+            ring: self.ring,
+            pinned_version_id: self.pinned_version,
             enabled: self.enabled,
             auto_registered: self.auto_registered,
             created_at: self.created_at,
@@ -113,14 +117,14 @@ async fn save(connection: &mut PgConnection, client: &Client) -> Result<(), sqlx
     .await?;
     sqlx::query!(
         "INSERT INTO clients (id, mac_address, hostname, ip_address, assigned_image_id, boot_mode, cpu_cores, memory_mb,
-             network_config, custom_boot_params, enabled, auto_registered, disk_mode)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+             network_config, custom_boot_params, enabled, auto_registered, disk_mode, ring, pinned_version)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
          ON CONFLICT (id) DO UPDATE SET mac_address = EXCLUDED.mac_address, hostname = EXCLUDED.hostname,
              ip_address = EXCLUDED.ip_address, assigned_image_id = EXCLUDED.assigned_image_id,
              boot_mode = EXCLUDED.boot_mode, cpu_cores = EXCLUDED.cpu_cores, memory_mb = EXCLUDED.memory_mb,
              network_config = EXCLUDED.network_config, custom_boot_params = EXCLUDED.custom_boot_params,
              enabled = EXCLUDED.enabled, auto_registered = EXCLUDED.auto_registered,
-             disk_mode = EXCLUDED.disk_mode",
+             disk_mode = EXCLUDED.disk_mode, ring = EXCLUDED.ring, pinned_version = EXCLUDED.pinned_version",
         client.id,
         client.mac_address.to_string(),
         client.hostname,
@@ -133,7 +137,9 @@ async fn save(connection: &mut PgConnection, client: &Client) -> Result<(), sqlx
         client.custom_boot_params,
         client.enabled,
         client.auto_registered,
-        client.disk_mode.as_str()
+        client.disk_mode.as_str(),
+        client.ring,
+        client.pinned_version_id
     )
     .execute(&mut *connection)
     .await?;

@@ -1,5 +1,6 @@
 //! PostgreSQL and nothing else. The map: [`Catalog`] and its words are declared here, what it
-//! can do is in one file per noun (`images`, `clients`, `clones`, `ranges`, `leases`, `boots`, `servers`),
+//! can do is in one file per noun (`images`, `versions`, `clients`, `clones`, `quotas`, `ranges`, `leases`,
+//! `boots`, `servers`, `replicas`),
 //! beside `connect` (pool, retries, several hosts), `migrate`, `load` (all that booting needs),
 //! `listen` (changes by anybody), `error` (from PostgreSQL's refusals to sentences), and
 //! [`embedded`] (a private cluster).
@@ -13,7 +14,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::model::{
-    Attempt, BootEvent, BootSession, Client, Image, MacAddr, NetworkRange, Timestamp,
+    Attempt, BootEvent, BootSession, Client, CloneQuota, Image, MacAddr, Maintenance, NetworkRange,
+    Replica, Timestamp, Version,
 };
 
 mod boots;
@@ -22,14 +24,20 @@ mod clones;
 mod connect;
 pub mod embedded;
 mod error;
+mod image_checks;
 mod images;
 mod leases;
 mod listen;
 mod load;
+mod maintenance;
+mod marks;
 mod migrate;
+mod quotas;
 mod ranges;
+mod replicas;
 mod rows;
 mod servers;
+mod versions;
 
 pub use boots::TrackedAttempt;
 pub use error::CatalogError;
@@ -101,6 +109,14 @@ pub struct Loaded {
     pub clients: Vec<Client>,
     /// All images with their files.
     pub images: Vec<Image>,
+    /// The versions of all of them.
+    pub versions: Vec<Version>,
+    /// Who mends which image.
+    pub maintenance: Vec<Maintenance>,
+    /// What clones may take.
+    pub quotas: Vec<CloneQuota>,
+    /// Which server has which version.
+    pub replicas: Vec<Replica>,
     /// All ranges with pools.
     pub ranges: Vec<NetworkRange>,
     /// 32 random bytes, made once per site by the first migration run.

@@ -5,7 +5,9 @@ use reqwest::Method;
 use serde_json::{Map, Value, json};
 
 use super::remote::{Remote, segment, typed};
-use super::{Failure, output};
+use super::snapshot::{caller, released};
+use super::{Failure, difference, output};
+use crate::model::difference::Rebase;
 use crate::model::{Client, MacAddr};
 
 /// Clients are named by host name, MAC (in any spelling) or id.
@@ -69,6 +71,53 @@ pub(super) enum Command {
         /// Host name, MAC or id
         client: String,
     },
+    /// Let a machine's persistent disk begin anew from a version; without --yes it is only said what
+    /// would be lost
+    Rebase {
+        /// Host name, MAC or id
+        client: String,
+        /// The version [default: the one that it follows]
+        #[arg(long, value_name = "VERSION")]
+        to: Option<String>,
+        /// Do it: what the machine has written is thrown away
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Let a machine mend its image: from its next boot on it keeps what it writes
+    Maintain {
+        /// Host name, MAC or id
+        client: String,
+        /// Who mends it [default: the user who calls this]
+        #[arg(long)]
+        author: Option<String>,
+    },
+    /// Make a version of what a machine has mended, and let all machines boot it; it must be off
+    Publish {
+        /// Host name, MAC or id
+        client: String,
+        /// Name of the version
+        name: String,
+        /// Only clients of this ring boot it: a canary
+        #[arg(long, value_name = "RING", conflicts_with = "draft")]
+        ring: Option<String>,
+        /// Release it to all after so many good boots of the ring, send it back after a failed one
+        #[arg(long, value_name = "BOOTS", requires = "ring")]
+        after: Option<u32>,
+        /// Nobody boots it yet
+        #[arg(long)]
+        draft: bool,
+        /// What was mended
+        #[arg(long)]
+        description: Option<String>,
+        /// Who mended it [default: who began]
+        #[arg(long)]
+        author: Option<String>,
+    },
+    /// Throw away what a machine has mended; it must be off
+    Discard {
+        /// Host name, MAC or id
+        client: String,
+    },
     /// Forget machines
     Rm {
         /// Host name, MAC or id
@@ -93,6 +142,12 @@ pub(super) struct Settings {
     /// persistent (kept)
     #[arg(long, value_parser = ["ephemeral", "persistent"])]
     disk_mode: Option<String>,
+    /// Boots the canaries of this ring
+    #[arg(long, value_name = "RING")]
+    ring: Option<String>,
+    /// Boots this version of its image, whatever is released
+    #[arg(long, value_name = "VERSION")]
+    pin: Option<String>,
     /// Added to the kernel's command line
     #[arg(long, value_name = "PARAMETERS", allow_hyphen_values = true)]
     boot_params: Option<String>,
@@ -183,6 +238,70 @@ pub(super) async fn run(remote: Remote, command: Command) -> Result<(), Failure>
                 _ => format!("{client} begins with a clean disk at its next boot"),
             })
         }
+        Command::Rebase { client, to, yes } => {
+            let path = format!("/api/v1/clients/{}/disk/rebase", segment(&client));
+            let told = if yes {
+                let body = json!({"to": to});
+                remote
+                    .fetch_slowly(Method::POST, &path, Some(&body))
+                    .await?
+            } else {
+                let to = to.map_or_else(String::new, |to| format!("?to={}", segment(&to)));
+                let path = format!("{path}{to}");
+                remote.fetch_slowly(Method::GET, &path, None).await?
+            };
+            rebased(&remote, told)
+        }
+        Command::Maintain { client, author } => {
+            let path = format!("/api/v1/clients/{}/maintenance", segment(&client));
+            let author = author.or_else(caller);
+            let body = json!({"author": author.as_deref().map(text_or_null)});
+            let begun = remote.fetch(Method::POST, &path, Some(&body)).await?;
+            if remote.wants_json() {
+                return output::json(&begun);
+            }
+            let named = |key: &str| output::printable(begun[key].as_str().unwrap_or_default());
+            output::line(&format!(
+                "{} mends {} from its next boot on: publish or discard what it writes",
+                named("client"),
+                named("image")
+            ))
+        }
+        Command::Publish {
+            client,
+            name,
+            ring,
+            after,
+            draft,
+            description,
+            author,
+        } => {
+            let stage = match (draft, &ring) {
+                (true, _) => "draft",
+                (false, Some(_)) => "canary",
+                (false, None) => "production",
+            };
+            let body = json!({
+                "name": name, "stage": stage, "ring": ring, "good_boots": after,
+                "description": description.as_deref().map(text_or_null),
+                "author": author.as_deref().map(text_or_null),
+            });
+            let path = format!("/api/v1/clients/{}/maintenance/publish", segment(&client));
+            let made = remote.fetch(Method::POST, &path, Some(&body)).await?;
+            if remote.wants_json() {
+                return output::json(&made);
+            }
+            released("its image", &typed(made)?)
+        }
+        Command::Discard { client } => {
+            let path = format!("/api/v1/clients/{}/maintenance", segment(&client));
+            remote.fetch(Method::DELETE, &path, None).await?;
+            if remote.wants_json() {
+                return Ok(());
+            }
+            let client = output::printable(&client);
+            output::line(&format!("what {client} has mended is thrown away"))
+        }
         Command::Rm { clients } => {
             for client in clients {
                 let path = format!("/api/v1/clients/{}", segment(&client));
@@ -196,6 +315,32 @@ pub(super) async fn run(remote: Remote, command: Command) -> Result<(), Failure>
     }
 }
 
+fn rebased(remote: &Remote, told: Value) -> Result<(), Failure> {
+    if remote.wants_json() {
+        return output::json(&told);
+    }
+    let told: Rebase = typed(told)?;
+    let (client, to) = (output::printable(&told.client), output::printable(&told.to));
+    let since = told.since.map_or_else(String::new, |at| {
+        format!(", written since {}", output::time(at))
+    });
+    let from = match &told.from {
+        Some(from) => format!("version {} of {}", from, told.image),
+        None => format!("a version of {} that is not known", told.image),
+    };
+    output::line(&format!(
+        "the disk of {client} was made from {}{since}",
+        output::printable(&from)
+    ))?;
+    difference::show(&told.lost)?;
+    output::line(&match told.done {
+        true => format!("that is thrown away: {client} begins with version {to} at its next boot"),
+        false => format!(
+            "that would be lost if it began anew from version {to}: --yes does it, and nothing was done"
+        ),
+    })
+}
+
 impl Settings {
     /// The fields of the API. `''` becomes null.
     fn fields(&self) -> Result<Map<String, Value>, Failure> {
@@ -205,6 +350,8 @@ impl Settings {
             ("ip_address", &self.ip),
             ("boot_mode", &self.boot_mode),
             ("disk_mode", &self.disk_mode),
+            ("ring", &self.ring),
+            ("pinned_version", &self.pin),
             ("custom_boot_params", &self.boot_params),
         ];
         for (field, given) in texts {
@@ -373,6 +520,8 @@ fn show(remote: &Remote, value: Value) -> Result<(), Failure> {
         return output::json(&value);
     }
     let image = image_of(&value);
+    let pinned = value.get("pinned_version").and_then(Value::as_str);
+    let pinned = pinned.unwrap_or_default().to_owned();
     let client: Client = typed(value)?;
     let network = client.network_config.as_ref();
     let network = network.and_then(|n| serde_json::to_string(n).ok());
@@ -385,6 +534,8 @@ fn show(remote: &Remote, value: Value) -> Result<(), Failure> {
         ("enabled", standing(&client).to_owned()),
         ("boot mode", client.boot_mode.to_string()),
         ("disk", client.disk_mode.to_string()),
+        ("ring", client.ring.clone().unwrap_or_default()),
+        ("pinned to", pinned),
         (
             "boot params",
             client.custom_boot_params.clone().unwrap_or_default(),

@@ -1,17 +1,21 @@
 //! The command line: its grammar, and which command does what.
 //!
-//! One file per noun (`image`, `client`, `range`, `session`) speaks to the admin API
+//! One file per noun (`image`, `snapshot`, `client`, `disk`, `range`, `session`, `doctor`) speaks to the admin API
 //! through `remote`; `output` prints; `failure` has the exit codes. `serve`,
-//! `check-config` and `psql` are done on the spot. No rule of values lives here: the server has
+//! `check-config`, `psql` and `doctor` are done on the spot. No rule of values lives here: the server has
 //! them, and tells every violation at once.
 
 mod client;
+mod difference;
+mod disk;
+mod doctor;
 mod failure;
 mod image;
 mod output;
 mod range;
 mod remote;
 mod session;
+mod snapshot;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -55,12 +59,19 @@ pub struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the server
-    Serve,
+    Serve {
+        /// End by SIGKILL at a step, for tests
+        #[cfg(any(debug_assertions, feature = "steps"))]
+        #[arg(long, hide = true, value_name = "STEP")]
+        die_at: Option<crate::steps::Step>,
+    },
     /// Check a configuration file and say everything that is wrong with it
     CheckConfig {
         /// The file
         file: PathBuf,
     },
+    /// Say what is missing for the server to work, or does not agree, and what mends it
+    Doctor(doctor::Doctor),
     /// Open the configured database with psql
     Psql {
         /// Run one command and exit
@@ -73,9 +84,15 @@ enum Command {
     /// What machines boot
     #[command(subcommand)]
     Image(image::Command),
+    /// What machines boot, in versions
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
     /// The machines
     #[command(subcommand)]
     Client(client::Command),
+    /// What machines write to, and how much they may
+    #[command(subcommand)]
+    Disk(disk::Command),
     /// The networks, and how they are served
     #[command(subcommand)]
     Range(range::Command),
@@ -96,19 +113,34 @@ pub fn main() -> ExitCode {
 
 fn run(global: &Global, command: Command) -> Result<(), Failure> {
     match command {
-        Command::Serve => {
+        Command::Serve {
+            #[cfg(any(debug_assertions, feature = "steps"))]
+            die_at,
+        } => {
+            #[cfg(any(debug_assertions, feature = "steps"))]
+            if let Some(step) = die_at {
+                crate::steps::arm(step);
+            }
             crate::app::serve(&configuration(global)?).map_err(|e| Failure::failed(&e))
         }
         Command::CheckConfig { file } => {
             Config::load(Some(&file)).map_err(|e| Failure::Failed(e.to_string()))?;
             output::line(&format!("{} is right", file.display()))
         }
+        Command::Doctor(doctor) => match doctor.part {
+            None | Some(doctor::Part::System) => doctor::run(&configuration(global)?, global.json),
+            Some(doctor::Part::Storage(wanted)) => {
+                remotely(global, |remote| doctor::storage::run(remote, wanted))
+            }
+        },
         Command::Psql { command, more } => {
             crate::app::psql(&configuration(global)?, command.as_deref(), &more)
                 .map_err(|e| Failure::failed(&e))
         }
         Command::Image(command) => remotely(global, |remote| image::run(remote, command)),
+        Command::Snapshot(command) => remotely(global, |remote| snapshot::run(remote, command)),
         Command::Client(command) => remotely(global, |remote| client::run(remote, command)),
+        Command::Disk(command) => remotely(global, |remote| disk::run(remote, command)),
         Command::Range(command) => remotely(global, |remote| range::run(remote, command)),
         Command::Session(command) => remotely(global, |remote| session::run(remote, command)),
     }

@@ -134,7 +134,24 @@ impl Remote {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Value, Failure> {
-        let mut request = self.request(method, path);
+        self.fetched(self.request(method, path), body).await
+    }
+
+    /// The same of an answer that may take as long as it takes.
+    pub(super) async fn fetch_slowly(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, Failure> {
+        self.fetched(self.request_slowly(method, path), body).await
+    }
+
+    async fn fetched(
+        &self,
+        mut request: RequestBuilder,
+        body: Option<&Value>,
+    ) -> Result<Value, Failure> {
         if let Some(body) = body {
             request = request.json(body);
         }

@@ -158,6 +158,7 @@ fn show(remote: &Remote, value: Value) -> Result<(), Failure> {
             attempt.ended_at.map_or_else(String::new, output::time),
         ),
         ("disk", moved(&attempt)),
+        ("version", attempt.version_name.clone().unwrap_or_default()),
         (
             "boot time",
             seconds.map_or_else(String::new, |s| format!("{s} s")),

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{Config, ConfigError, DatabaseUrl, NbdTls};
+use super::{Config, ConfigError, DatabaseUrl, NbdTls, StorageBackend};
 
 impl Config {
     /// Finds values that can't work together, all at once.
@@ -53,9 +53,42 @@ impl Config {
                 "storage.path: must be an absolute path".into(),
             );
         }
+        let zfs = self.storage.backend == StorageBackend::Zfs;
+        require(
+            !zfs || cfg!(feature = "zfs"),
+            "storage.backend: this dls was built without ZFS; \"zfs\" needs the package dls-zfs \
+             (a build with the feature `zfs`)"
+                .into(),
+        );
+        require(
+            zfs == self.storage.dataset.is_some(),
+            "storage.dataset: the parent dataset, such as \"tank/dls\", is needed with \
+             storage.backend = \"zfs\" and has no meaning without"
+                .into(),
+        );
+        require(
+            self.storage.volblocksize_kib.is_power_of_two()
+                && (4..=128).contains(&self.storage.volblocksize_kib),
+            "storage.volblocksize_kib: must be 4, 8, 16, 32, 64 or 128".into(),
+        );
         require(
             (1..=65_536).contains(&self.storage.upload_limit_gib),
             "storage.upload_limit_gib: must be between 1 and 65536".into(),
+        );
+        let fits = |name: &String| {
+            (1..=64).contains(&name.len())
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        };
+        require(
+            self.server_name.as_ref().is_none_or(fits),
+            "server_name: must be 1 to 64 of A-Z, a-z, 0-9, `.`, `_`, `-`".into(),
+        );
+        let folder = self.storage.import_dir.as_ref();
+        require(
+            folder.is_none_or(|folder| folder.is_absolute() && folder.parent().is_some()),
+            "storage.import_dir: must be an absolute path, and not /".into(),
         );
         for (a, b) in self.clashes() {
             require(false, format!("{a} and {b}: both take the same port"));
@@ -115,6 +148,7 @@ impl Config {
             ("admin.listen", self.admin.listen),
             ("iscsi.listen", self.iscsi.listen),
             ("nbd.listen", self.nbd.listen),
+            ("replication.listen", self.replication.listen),
         ];
         let clash = |a: SocketAddr, b: SocketAddr| {
             a.port() != 0

@@ -17,6 +17,9 @@ impl Config {
         let set = Overrides { lookup: &lookup };
         set.parsed("DLS_STATE_DIR", &mut self.state_dir)?;
         set.parsed("DLS_USER", &mut self.user)?;
+        if let Some(name) = lookup("DLS_SERVER_NAME") {
+            self.server_name = (!name.is_empty()).then_some(name);
+        }
         if let Some(url) = lookup("DLS_DATABASE_URL") {
             self.database.url = DatabaseUrl::from(url);
         }
@@ -50,7 +53,17 @@ impl Config {
         if let Some(path) = lookup("DLS_NBD_KEY") {
             self.nbd.key = (!path.is_empty()).then(|| PathBuf::from(path));
         }
+        set.parsed("DLS_REPLICATION_LISTEN", &mut self.replication.listen)?;
         set.word("DLS_STORAGE_BACKEND", &mut self.storage.backend)?;
+        if let Some(dataset) = lookup("DLS_STORAGE_DATASET") {
+            self.storage.dataset = (!dataset.is_empty()).then_some(dataset);
+        }
+        set.parsed(
+            "DLS_STORAGE_VOLBLOCKSIZE_KIB",
+            &mut self.storage.volblocksize_kib,
+        )?;
+        set.word("DLS_STORAGE_COMPRESSION", &mut self.storage.compression)?;
+        set.word("DLS_STORAGE_RESERVE", &mut self.storage.reserve)?;
         if let Some(path) = lookup("DLS_STORAGE_PATH") {
             self.storage.path = Some(PathBuf::from(path));
         }
@@ -58,6 +71,9 @@ impl Config {
             "DLS_STORAGE_UPLOAD_LIMIT_GIB",
             &mut self.storage.upload_limit_gib,
         )?;
+        if let Some(path) = lookup("DLS_STORAGE_IMPORT_DIR") {
+            self.storage.import_dir = (!path.is_empty()).then(|| PathBuf::from(path));
+        }
         set.parsed("DLS_BOOT_LOADER_DIR", &mut self.boot.loader_dir)?;
         set.word("DLS_BOOT_UNKNOWN_CLIENTS", &mut self.boot.unknown_clients)?;
         set.parsed("DLS_BOOT_UNKNOWN_LIMIT", &mut self.boot.unknown_limit)?;

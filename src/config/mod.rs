@@ -23,6 +23,9 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The user that `dls` becomes when it is started as root.
     pub user: String,
+    /// What other servers of the same catalog and people call this one; the host's name if not
+    /// given.
+    pub server_name: Option<String>,
     /// `[database]`
     pub database: Database,
     /// `[dhcp]`
@@ -37,6 +40,8 @@ pub struct Config {
     pub iscsi: Iscsi,
     /// `[nbd]`
     pub nbd: Nbd,
+    /// `[replication]`
+    pub replication: Replication,
     /// `[storage]`
     pub storage: Storage,
     /// `[boot]`
@@ -161,24 +166,71 @@ pub struct Nbd {
     pub key: Option<PathBuf>,
 }
 
+/// `[replication]`: versions of images from other servers of the same catalog. An embedded
+/// database has no other servers, and so no listener.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Replication {
+    /// Address and port.
+    pub listen: SocketAddr,
+}
+
 /// Kinds of storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StorageBackend {
     /// Files below one directory.
     Directory,
+    /// Zvols below one dataset (programs built with the feature `zfs`).
+    Zfs,
+}
+
+/// For which new zvols space is set aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ZfsReserve {
+    /// For none: they are sparse, and may be promised more than the pool has.
+    Nothing,
+    /// For disks that came in or were made empty; clones are sparse.
+    Images,
+    /// For clones as well: none of them ever finds the pool full.
+    All,
+}
+
+/// How new zvols compress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ZfsCompression {
+    /// As the dataset says.
+    Inherit,
+    /// Not at all.
+    Off,
+    /// Fast.
+    Lz4,
+    /// Smaller.
+    Zstd,
 }
 
 /// `[storage]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Storage {
-    /// `directory`.
+    /// `directory` or `zfs`: where disks lie. Files of kernel images are below `path` with both.
     pub backend: StorageBackend,
+    /// With `zfs`: the parent dataset, such as `tank/dls`.
+    pub dataset: Option<String>,
+    /// With `zfs`: KiB of a new zvol's block, a power of two from 4 to 128.
+    pub volblocksize_kib: u32,
+    /// With `zfs`: how new zvols compress.
+    pub compression: ZfsCompression,
+    /// With `zfs`: for which new zvols space is set aside.
+    pub reserve: ZfsReserve,
     /// The root; default: `storage` in `state_dir`.
     pub path: Option<PathBuf>,
     /// Most GiB of an uploaded disk file.
     pub upload_limit_gib: u64,
+    /// The folder whose files may be imported by their path; `None`: none.
+    pub import_dir: Option<PathBuf>,
 }
 
 /// What happens to machines nobody has registered.
@@ -244,6 +296,7 @@ impl Default for Config {
         Self {
             state_dir: PathBuf::from("/var/lib/dls"),
             user: "dls".to_owned(),
+            server_name: None,
             database: Database::default(),
             dhcp: Dhcp::default(),
             tftp: Tftp::default(),
@@ -251,6 +304,7 @@ impl Default for Config {
             admin: Admin::default(),
             iscsi: Iscsi::default(),
             nbd: Nbd::default(),
+            replication: Replication::default(),
             storage: Storage::default(),
             boot: Boot::default(),
             validation: Validation::default(),
@@ -315,12 +369,25 @@ impl Default for Nbd {
     }
 }
 
+impl Default for Replication {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 8070)),
+        }
+    }
+}
+
 impl Default for Storage {
     fn default() -> Self {
         Self {
             backend: StorageBackend::Directory,
+            dataset: None,
+            volblocksize_kib: 16,
+            compression: ZfsCompression::Lz4,
+            reserve: ZfsReserve::Nothing,
             path: None,
             upload_limit_gib: 4096,
+            import_dir: None,
         }
     }
 }
@@ -486,13 +553,31 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(message.contains("line 2"), "{message}");
-        let message = parse("[storage]\nbackend = \"zfs\"\n")
+        let message = parse("[storage]\nbackend = \"btrfs\"\n")
             .unwrap_err()
             .to_string();
         assert!(
             message.contains("line 2") && message.contains("directory"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn zfs_needs_a_dataset_and_the_other_package() {
+        let said = |text: &str| {
+            let checked = parse(text).unwrap().check();
+            checked.map_or_else(|e| e.to_string(), |()| String::new())
+        };
+        let whole = said("[storage]\nbackend = \"zfs\"\ndataset = \"tank/dls\"\n");
+        let other = whole.contains("dls-zfs") && whole.contains("feature `zfs`");
+        assert_eq!(other, !cfg!(feature = "zfs"), "{whole}");
+        let bare = said("[storage]\nbackend = \"zfs\"\nvolblocksize_kib = 24\n");
+        assert!(
+            bare.contains("storage.dataset") && bare.contains("storage.volblocksize_kib"),
+            "{bare}"
+        );
+        let idle = said("[storage]\ndataset = \"tank/dls\"\n");
+        assert!(idle.contains("storage.dataset"), "{idle}");
     }
 
     #[test]

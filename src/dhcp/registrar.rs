@@ -199,6 +199,8 @@ fn unknown_client(mac: MacAddr, arch: Option<Arch>, now: Timestamp) -> Client {
         custom_boot_params: None,
         enabled: false,
         disk_mode: DiskMode::Ephemeral,
+        ring: None,
+        pinned_version_id: None,
         auto_registered: true,
         created_at: now,
         updated_at: now,

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::StreamExt;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -32,15 +33,17 @@ use super::link::Link;
 pub use super::link::{BindError, Ports};
 pub use super::metrics::DhcpMetrics;
 use super::pool::{Book, PROBED_FOR};
+use super::probe::Probed;
 use super::registrar::Registrar;
 pub use super::registrar::UnknownClients;
 use super::wire::{self, Packet};
 use crate::boot::disks::Disks;
+use crate::boot::session::{Context, Evidence, Observation};
 use crate::boot::tracker::Tracker;
 use crate::cache::Cache;
 use crate::catalog::{Catalog, Change};
 use crate::clock::Clock;
-use crate::model::{Client, RangeMode};
+use crate::model::{AttemptOutcome, Client, RangeMode, Stage};
 
 /// Operations on leases that may wait for the database.
 const QUEUE: usize = 16_384;
@@ -298,6 +301,7 @@ impl Following {
         tasks.spawn(overhear(self.core.clone(), link.clone()));
         tasks.spawn(listen_for_arp(link.clone()));
         tasks.spawn(keep_stock(self.core.clone(), link.clone()));
+        tasks.spawn(ask_the_given_up(self.core.clone(), link.clone()));
         self.links.insert(name, (link, tasks));
     }
 
@@ -416,6 +420,49 @@ async fn listen_for_arp(link: Arc<Link>) {
                 tokio::time::sleep(PAUSE).await;
             }
         }
+    }
+}
+
+/// Asks machines by ARP whose boot was given up: one that answers is on, and has failed; one that
+/// does not may have been switched off.
+async fn ask_the_given_up(core: Arc<Core>, link: Arc<Link>) {
+    let mut events = core.tracker.subscribe();
+    loop {
+        let live = tokio::select! {
+            () = link.cancel.cancelled() => return,
+            live = events.recv() => live,
+        };
+        let live = match live {
+            Ok(live) => live,
+            Err(RecvError::Lagged(_)) => continue,
+            Err(RecvError::Closed) => return,
+        };
+        let (attempt, stage) = (&live.attempt, live.event.stage);
+        let here = |address: &Ipv4Addr| {
+            let networks = link.addresses();
+            networks.iter().any(|network| network.contains(*address))
+        };
+        if stage != Stage::Error || attempt.outcome != AttemptOutcome::Failed {
+            continue;
+        }
+        let Some(address) = attempt.client_ip.filter(here) else {
+            continue;
+        };
+        let (core, link) = (core.clone(), link.clone());
+        let (id, mac) = (attempt.id, attempt.mac);
+        core.tasks.clone().spawn(async move {
+            if let Ok(Probed::InUse(station)) = link.prober.probe(address).await
+                && station == mac
+            {
+                let seen = Observation {
+                    mac,
+                    at: core.clock.now(),
+                    what: Evidence::Answers,
+                    context: Context::default(),
+                };
+                let _ = core.tracker.report(id, seen);
+            }
+        });
     }
 }
 

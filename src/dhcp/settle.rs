@@ -3,7 +3,8 @@
 //! and the packet goes its way: a machine that was reset always boots. One that answers is a
 //! machine that runs, so the newcomer has its MAC wrongly; it hears nothing.
 //!
-//! The packet waits in a task of its own for three seconds at most; no other machine's packet waits
+//! The packet waits in a task of its own for three seconds at most, and for fifteen if it is
+//! another machine's by its SMBIOS UUID; no other machine's packet waits
 //! for it, and further ones of the same machine are dropped meanwhile.
 
 use std::sync::Arc;
@@ -55,7 +56,13 @@ impl Core {
         let core = self.clone();
         self.tasks.spawn(async move {
             let disks = core.disks.clone();
-            let verdict = tokio::task::spawn_blocking(move || disks.settle(client, None)).await;
+            let uuid = case.request.smbios_uuid;
+            let another = core.tracker.is_of_another(mac, uuid);
+            let verdict = tokio::task::spawn_blocking(move || match another {
+                true => disks.settle_with_another(client),
+                false => disks.settle(client, None),
+            })
+            .await;
             core.gates().settling.remove(&mac);
             match verdict {
                 Ok(Verdict::Taken { by }) => {

@@ -58,6 +58,8 @@ pub(crate) fn client(mac: MacAddr) -> Client {
         custom_boot_params: None,
         enabled: true,
         disk_mode: DiskMode::Ephemeral,
+        ring: None,
+        pinned_version_id: None,
         auto_registered: false,
         created_at: at(0),
         updated_at: at(0),

@@ -76,6 +76,10 @@ words! {
         ForeignServer = "foreign_server",
         /// A connection to its disk ended; detail says why, and the bytes that went over it.
         DiskDetached = "disk_detached",
+        /// It may write no more to its disk: what it has written is as much as its quota.
+        DiskQuota = "disk_quota",
+        /// Its boot had been given up, and it answered when it was asked: it is on.
+        Answers = "answers",
         /// The machine started again.
         Restarted = "restarted",
         /// It ended in an error; detail says stage and cause.
@@ -126,6 +130,12 @@ pub struct Attempt {
     /// Bytes that it has written to its disk so far.
     #[serde(default)]
     pub disk_bytes_written: i64,
+    /// The version of the image that its disk was made from.
+    #[serde(default)]
+    pub version_id: Option<Uuid>,
+    /// Its name, outliving the row.
+    #[serde(default)]
+    pub version_name: Option<String>,
 }
 
 /// A row of `boot_events`.

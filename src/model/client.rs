@@ -55,6 +55,12 @@ pub struct Client {
     pub custom_boot_params: Option<String>,
     /// Whether its disk is clean at each boot.
     pub disk_mode: DiskMode,
+    /// Boots the canary of this ring, where its image has one.
+    #[serde(default)]
+    pub ring: Option<String>,
+    /// The version of its image that it boots, whatever is released (`clients.pinned_version`).
+    #[serde(default)]
+    pub pinned_version_id: Option<Uuid>,
     /// A disabled client is shown a waiting screen.
     pub enabled: bool,
     /// True where the machine registered itself and nobody has touched it since.

@@ -81,10 +81,18 @@ pub struct CloneReport {
     pub image_id: Option<Uuid>,
     /// That image's name.
     pub image_name: Option<String>,
+    /// The version of it that it was made from.
+    pub version_name: Option<String>,
     /// Bytes that the machine sees.
     pub size_bytes: i64,
     /// Bytes that it takes, without what it shares.
     pub used_bytes: i64,
+    /// Bytes that it refers to, what it shares included.
+    pub referenced_bytes: i64,
+    /// Bytes that its machine has written, where a quota has them counted.
+    pub own_bytes: Option<i64>,
+    /// Bytes that its machine may write.
+    pub quota_bytes: Option<i64>,
     /// When a machine last logged in to it, as far as this run of the server knows.
     pub last_attached_at: Option<Timestamp>,
     /// When its last connection ended, as far as this run of the server knows.
@@ -93,6 +101,41 @@ pub struct CloneReport {
     pub protocol: Option<DiskProtocol>,
     /// From where, while a machine has it.
     pub peer: Option<String>,
+}
+
+/// A clone as the catalog knows it, with the names of what it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ClientDisk {
+    /// Its name in its server's store.
+    pub name: String,
+    /// Host name of its client, while its row exists.
+    pub client: Option<String>,
+    /// Whether what is written to it is kept.
+    pub mode: DiskMode,
+    /// Name of the image that it was made from.
+    pub image: Option<String>,
+    /// Name of the version that it was made from.
+    pub version: Option<String>,
+    /// Bytes that the machine sees.
+    pub size_bytes: i64,
+    /// Bytes that only it takes in the store.
+    pub used_bytes: i64,
+    /// Bytes that it refers to, what it shares included.
+    pub referenced_bytes: i64,
+    /// Bytes that its machine has written, where a quota has them counted.
+    pub own_bytes: Option<i64>,
+    /// Bytes that its machine may write.
+    pub quota_bytes: Option<i64>,
+    /// The boot that it belongs to, or that has it.
+    pub session_id: Option<Uuid>,
+    /// Address and port of the machine that has it.
+    pub peer: Option<String>,
+    /// When its last connection ended.
+    pub idle_since: Option<Timestamp>,
+    /// When it was first told of.
+    pub created_at: Timestamp,
+    /// Name of the server whose store holds it.
+    pub server: Option<String>,
 }
 
 impl fmt::Display for DiskIdentity {

@@ -7,25 +7,38 @@
 pub mod arch;
 pub mod attempt;
 pub mod client;
+pub mod difference;
 pub mod disk;
 pub mod hostname;
 pub mod image;
+pub mod image_check;
 pub mod lease;
 pub mod mac;
+pub mod maintenance;
+pub mod mark;
 pub mod part;
+pub mod quota;
 pub mod range;
+pub mod replica;
 pub mod session;
+pub mod version;
 
 pub use arch::Arch;
 pub use attempt::{Attempt, AttemptOutcome, BootEvent, Stage};
 pub use client::{BootMode, Client, DiskMode, NetworkConfig};
-pub use disk::{CloneReport, DiskIdentity, DiskProtocol};
+pub use disk::{ClientDisk, CloneReport, DiskIdentity, DiskProtocol};
 pub use hostname::Hostname;
 pub use image::{BootMethod, FileRole, Image, ImageFile, ImageFormat, ImageKind, PhoneHome};
+pub use image_check::{CheckFinding, CheckVerdict, Found, ImageCheck, Severity};
 pub use lease::{Lease, LeaseState};
 pub use mac::MacAddr;
+pub use maintenance::Maintenance;
+pub use mark::Mark;
+pub use quota::CloneQuota;
 pub use range::{NetworkRange, Pool, RangeMode, Route, Serve, UnreadyAction};
+pub use replica::{Contact, Replica, ReplicaState, Server, Site};
 pub use session::{BootSession, SessionStatus};
+pub use version::{BootVerdict, Canary, CanaryBoot, Judgement, Version, VersionStage};
 
 /// A point in time, UTC. Elapsed time inside the server is monotonic: see `clock.rs`.
 pub type Timestamp = chrono::DateTime<chrono::Utc>;

@@ -1,6 +1,8 @@
 //! What every store of disks must do, as one suite that runs over each backend. It knows the
 //! traits only.
 
+mod snapshots;
+
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
@@ -8,9 +10,12 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    Access, BlockDevice, BlockError, Durability, ExtentKind, SnapshotId, SnapshotName, Storage,
-    Volume, VolumeError,
+    Access, BlockDevice, BlockError, Durability, ExtentKind, HeldSnapshot, HoldTag, SnapshotId,
+    SnapshotName, Storage, Volume, VolumeError,
 };
+
+pub(crate) use snapshots::changes;
+use snapshots::{descendants, holds, renewal};
 
 const MIB: u64 = 1 << 20;
 
@@ -91,6 +96,10 @@ pub(crate) fn all(subject: &mut dyn Subject) {
     zeroes(subject.store());
     isolation(subject);
     snapshots(subject);
+    holds(subject);
+    changes(subject, 77, 16);
+    renewal(subject);
+    descendants(subject);
     while_open(subject.store());
 }
 

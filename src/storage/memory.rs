@@ -2,12 +2,15 @@
 //! no durability, no import and export of files.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio_util::sync::CancellationToken;
 
 use super::block::{BlockDevice, BlockError, DeviceInfo, Durability, Extent, ExtentKind};
+use super::holds::{HeldSnapshot, HoldTag};
+use super::ranges::tidy;
 use super::volume::{
     Access, DiskFormat, Imported, Progress, SnapshotId, SnapshotName, Storage, Volume, VolumeError,
     VolumeInfo,
@@ -30,6 +33,7 @@ struct Stored {
     disk: Arc<Disk>,
     origin: Option<SnapshotId>,
     snapshots: Vec<(SnapshotName, Chunks)>,
+    holds: Vec<(SnapshotName, HoldTag)>,
 }
 
 #[derive(Debug)]
@@ -72,9 +76,25 @@ impl Stored {
             volume,
             size: self.disk.size,
             used: (self.disk.read().len() * CHUNK) as u64,
+            referenced: (self.disk.read().len() * CHUNK) as u64,
             origin: self.origin.clone(),
             snapshots: self.snapshots.iter().map(|(n, _)| n.clone()).collect(),
             path: format!("memory/{volume}"),
+        }
+    }
+
+    /// Refuses if a snapshot that `of` picks is held.
+    fn unheld(
+        &self,
+        what: impl ToString,
+        of: impl Fn(&SnapshotName) -> bool,
+    ) -> Result<(), VolumeError> {
+        match self.holds.iter().find(|(name, _)| of(name)) {
+            None => Ok(()),
+            Some((_, tag)) => Err(VolumeError::Busy {
+                what: what.to_string(),
+                by: format!("it is held ({tag})"),
+            }),
         }
     }
 
@@ -165,6 +185,7 @@ impl Storage for Memory {
         let position = stored.snapshots.iter().position(|s| s.0 == snapshot.name);
         let keep = position.map_or(0, |p| p + 1);
         for (later, _) in stored.snapshots.iter().skip(keep) {
+            stored.unheld(later.as_str(), |name| name == later)?;
             let later = SnapshotId {
                 volume: snapshot.volume,
                 name: later.clone(),
@@ -208,15 +229,63 @@ impl Storage for Memory {
             return Ok(());
         };
         stored.busy(volume)?;
-        let depends = |v: &Stored| v.origin.as_ref().is_some_and(|o| o.volume == volume);
-        if let Some((user, _)) = volumes.iter().find(|(_, v)| depends(v)) {
+        unneeded(&volumes, volume)?;
+        volumes.remove(&volume);
+        Ok(())
+    }
+
+    fn remove_snapshot(&self, snapshot: &SnapshotId) -> Result<(), VolumeError> {
+        let mut volumes = self.lock();
+        let users = volumes.iter();
+        let mut users = users.filter(|(_, v)| v.origin.as_ref() == Some(snapshot));
+        if let Some((user, _)) = users.next() {
             return Err(VolumeError::Busy {
-                what: volume.to_string(),
+                what: snapshot.to_string(),
                 by: format!("{user} was cloned from it"),
             });
         }
-        volumes.remove(&volume);
+        if let Some(stored) = volumes.get_mut(&snapshot.volume) {
+            stored.unheld(snapshot, |name| *name == snapshot.name)?;
+            stored.snapshots.retain(|(name, _)| *name != snapshot.name);
+        }
         Ok(())
+    }
+
+    fn hold(&self, snapshot: &SnapshotId, tag: HoldTag) -> Result<(), VolumeError> {
+        let mut volumes = self.lock();
+        let stored = volumes.get_mut(&snapshot.volume);
+        let stored = stored.ok_or_else(|| missing(snapshot))?;
+        stored.at(snapshot)?;
+        let hold = (snapshot.name.clone(), tag);
+        if !stored.holds.contains(&hold) {
+            stored.holds.push(hold);
+        }
+        Ok(())
+    }
+
+    fn release(&self, snapshot: &SnapshotId, tag: HoldTag) -> Result<(), VolumeError> {
+        if let Some(stored) = self.lock().get_mut(&snapshot.volume) {
+            stored
+                .holds
+                .retain(|(name, of)| (name, *of) != (&snapshot.name, tag));
+        }
+        Ok(())
+    }
+
+    fn holds(&self) -> Result<Vec<HeldSnapshot>, VolumeError> {
+        let volumes = self.lock();
+        let all = volumes.iter().flat_map(|(volume, stored)| {
+            stored.holds.iter().map(|(name, tag)| HeldSnapshot {
+                snapshot: SnapshotId {
+                    volume: *volume,
+                    name: name.clone(),
+                },
+                tag: *tag,
+            })
+        });
+        let mut all: Vec<_> = all.collect();
+        all.sort();
+        Ok(all)
     }
 
     fn open(&self, volume: Volume, access: Access) -> Result<Arc<dyn BlockDevice>, VolumeError> {
@@ -226,6 +295,53 @@ impl Storage for Memory {
             disk: stored.disk.clone(),
             access,
         }))
+    }
+
+    fn changes(
+        &self,
+        from: Option<&SnapshotId>,
+        to: &SnapshotId,
+    ) -> Result<Vec<Range<u64>>, VolumeError> {
+        let volumes = self.lock();
+        let of = |id: &SnapshotId| {
+            let stored = volumes.get(&id.volume).ok_or_else(|| missing(id.volume))?;
+            Ok::<_, VolumeError>((stored.at(id)?, stored.disk.size))
+        };
+        let (new, size) = of(to)?;
+        let none = Chunks::new();
+        let old = from.map(of).transpose()?.map_or(&none, |o| o.0);
+        Ok(differences(old, new, size))
+    }
+
+    fn own(&self, volume: Volume) -> Result<Vec<Range<u64>>, VolumeError> {
+        let volumes = self.lock();
+        let stored = volumes.get(&volume).ok_or_else(|| missing(volume))?;
+        let none = Chunks::new();
+        let old = match &stored.origin {
+            Some(id) => volumes
+                .get(&id.volume)
+                .ok_or_else(|| missing(id.volume))?
+                .at(id)?,
+            None => &none,
+        };
+        Ok(differences(old, &stored.disk.read(), stored.disk.size))
+    }
+
+    fn renew(&self, origin: &SnapshotId, volume: Volume) -> Result<(), VolumeError> {
+        let mut volumes = self.lock();
+        let from = volumes
+            .get(&origin.volume)
+            .ok_or_else(|| missing(origin.volume))?;
+        let made = stored(
+            from.disk.size,
+            from.at(origin)?.clone(),
+            Some(origin.clone()),
+        );
+        let old = volumes.get(&volume).ok_or_else(|| missing(volume))?;
+        old.busy(volume)?;
+        unneeded(&volumes, volume)?;
+        volumes.insert(volume, made);
+        Ok(())
     }
 
     fn info(&self, volume: Volume) -> Result<Option<VolumeInfo>, VolumeError> {
@@ -239,6 +355,31 @@ impl Storage for Memory {
     }
 }
 
+/// Refuses if something was cloned from a volume, or one of its snapshots is held.
+fn unneeded(volumes: &HashMap<Volume, Stored>, volume: Volume) -> Result<(), VolumeError> {
+    let depends = |v: &Stored| v.origin.as_ref().is_some_and(|o| o.volume == volume);
+    match volumes.iter().find(|(_, v)| depends(v)) {
+        None => volumes
+            .get(&volume)
+            .map_or(Ok(()), |v| v.unheld(volume, |_| true)),
+        Some((user, _)) => Err(VolumeError::Busy {
+            what: volume.to_string(),
+            by: format!("{user} was cloned from it"),
+        }),
+    }
+}
+
+/// Chunks that are not the same ones.
+fn differences(old: &Chunks, new: &Chunks, size: u64) -> Vec<Range<u64>> {
+    let same = |n: &u64| match (old.get(n), new.get(n)) {
+        (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+        (old, new) => old.is_none() && new.is_none(),
+    };
+    let numbers = old.keys().chain(new.keys()).filter(|n| !same(n));
+    let chunk = CHUNK as u64;
+    tidy(numbers.map(|n| n * chunk..(n + 1) * chunk).collect(), size)
+}
+
 fn stored(size: u64, chunks: Chunks, origin: Option<SnapshotId>) -> Stored {
     Stored {
         disk: Arc::new(Disk {
@@ -247,6 +388,7 @@ fn stored(size: u64, chunks: Chunks, origin: Option<SnapshotId>) -> Stored {
         }),
         origin,
         snapshots: Vec::new(),
+        holds: Vec::new(),
     }
 }
 

@@ -5,6 +5,7 @@
 //! undone or finished when the store is opened again.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -13,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::block::{BlockDevice, BlockError};
+use super::holds::{HeldSnapshot, HoldTag};
+use super::streams::Streams;
 
 /// The name of a disk in a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -51,6 +54,11 @@ impl SnapshotName {
     #[must_use]
     pub fn base() -> Self {
         Self("base".to_owned())
+    }
+
+    /// What a frozen layer has whose snapshot was removed; nobody can ask for it.
+    pub(super) const fn nameless() -> Self {
+        Self(String::new())
     }
 
     /// As text.
@@ -149,12 +157,22 @@ pub struct VolumeInfo {
     pub size: u64,
     /// Bytes that it takes in the store, without what it shares.
     pub used: u64,
+    /// Bytes that it refers to, what it shares included.
+    pub referenced: u64,
     /// What it was cloned from, while it still needs that.
     pub origin: Option<SnapshotId>,
     /// Its snapshots, oldest first.
     pub snapshots: Vec<SnapshotName>,
     /// Where it lies, below the store's root, for people.
     pub path: String,
+}
+
+impl VolumeInfo {
+    /// True if it was cloned from a snapshot of that volume and still needs it.
+    #[must_use]
+    pub fn stands_upon(&self, volume: Volume) -> bool {
+        self.origin.as_ref().is_some_and(|o| o.volume == volume)
+    }
 }
 
 /// How far a long call is.
@@ -203,6 +221,10 @@ pub enum VolumeError {
     /// The store is full; nothing was changed.
     #[error("no space is left in the image store")]
     NoSpace,
+    /// The store is away, or does not answer: nothing is known of what was asked, which may still
+    /// be done later. It goes on by itself when it is back. The sentence says what it lacks.
+    #[error("the image store does not answer: {0}")]
+    Away(String),
     /// It was cancelled; nothing was changed.
     #[error("it was cancelled")]
     Cancelled,
@@ -295,7 +317,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Puts a volume back to one of its snapshots; later snapshots of it are lost.
     ///
     /// # Errors
-    /// `Missing`; `Busy` while it is open, or while a later snapshot has clones; `Io`.
+    /// `Missing`; `Busy` while it is open, or while a later snapshot has clones or is held; `Io`.
     fn rollback(&self, snapshot: &SnapshotId) -> Result<(), VolumeError>;
 
     /// Frees a clone from its origin: it holds all of its content itself afterwards. May run
@@ -313,8 +335,34 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Removes a volume with its snapshots. What is not there is no error.
     ///
     /// # Errors
-    /// `Busy` while it is open or something was cloned from it; `Io`.
+    /// `Busy` while it is open, something was cloned from it or a snapshot of it is held; `Io`.
     fn destroy(&self, volume: Volume) -> Result<(), VolumeError>;
+
+    /// Removes a snapshot; the volume keeps its content. What is not there is no error.
+    ///
+    /// # Errors
+    /// `Busy` while something was cloned from it, or it is held; `Io`.
+    fn remove_snapshot(&self, snapshot: &SnapshotId) -> Result<(), VolumeError>;
+
+    /// Keeps a snapshot, and its volume, from being removed until it is released as often as
+    /// it is held with different tags. It outlives the end of the server, and a power cut: with
+    /// [`HoldTag::Replication`] at once, with [`HoldTag::Clone`] when the clone does. Once more is no error.
+    ///
+    /// # Errors
+    /// `Missing`, `Io`.
+    fn hold(&self, snapshot: &SnapshotId, tag: HoldTag) -> Result<(), VolumeError>;
+
+    /// Lets go of it. What is not held is no error.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn release(&self, snapshot: &SnapshotId, tag: HoldTag) -> Result<(), VolumeError>;
+
+    /// All holds of ours in the store, sorted.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn holds(&self) -> Result<Vec<HeldSnapshot>, VolumeError>;
 
     /// Opens a volume. All handles that write share one disk; the files close when the last
     /// handle is gone.
@@ -322,6 +370,48 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// `Missing`, `Damaged`, `Io`.
     fn open(&self, volume: Volume, access: Access) -> Result<Arc<dyn BlockDevice>, VolumeError>;
+
+    /// Where two snapshots of any two volumes may differ: sorted ranges of bytes within `to`,
+    /// apart from one another. Outside of them both read the same; within them they may, too. Without
+    /// `from`, and behind its end, against zeroes. Costs about what was written between them, at
+    /// most, and not what the disk's size is.
+    ///
+    /// # Errors
+    /// `Missing`, `Damaged`, `Io`.
+    fn changes(
+        &self,
+        from: Option<&SnapshotId>,
+        to: &SnapshotId,
+    ) -> Result<Vec<Range<u64>>, VolumeError>;
+
+    /// What was written to a volume since it was cloned, or made if it was not: as
+    /// [`Storage::changes`], also while it is open and written, but what was discarded since
+    /// need not be told.
+    ///
+    /// # Errors
+    /// `Missing`, `Damaged`, `Io`.
+    fn own(&self, volume: Volume) -> Result<Vec<Range<u64>>, VolumeError>;
+
+    /// Puts a fresh clone of a snapshot in the place of a volume, whose content and snapshots
+    /// are lost. In one step, whatever happens: the old one is kept until the new one is there.
+    ///
+    /// # Errors
+    /// `Missing` of either; `Busy` while the volume is open or something was cloned from it;
+    /// `NoSpace`, `Io`.
+    fn renew(&self, origin: &SnapshotId, volume: Volume) -> Result<(), VolumeError>;
+
+    /// Whether the content of this store may go to other servers, or come from them.
+    ///
+    /// # Errors
+    /// Why not, in a sentence.
+    fn may_replicate(&self) -> Result<(), VolumeError> {
+        Ok(())
+    }
+
+    /// How it sends versions to stores of its kind; most can't.
+    fn streams(&self) -> Option<&dyn Streams> {
+        None
+    }
 
     /// One volume; `None` if it is not there.
     ///

@@ -10,7 +10,8 @@ use super::{Reader, Strictness, Violations, rules};
 use crate::model::{Client, NetworkConfig, NetworkRange};
 
 /// Reads a client's fields into `client`. `ranges` are those of the catalog, by which a
-/// reserved address is judged; `image` finds an image by name or id for `assigned_image`.
+/// reserved address is judged; `image` finds an image by name or id for `assigned_image`,
+/// `version` one of its versions for `pinned_version`.
 ///
 /// # Errors
 /// Every violation; `client` is then half changed and to be dropped.
@@ -19,7 +20,9 @@ pub fn client(
     client: &mut Client,
     ranges: &[Arc<NetworkRange>],
     image: impl Fn(&str) -> Option<Uuid>,
+    version: impl Fn(Uuid, &str) -> Option<Uuid>,
 ) -> Result<(), Violations> {
+    let before = client.assigned_image_id;
     reader.required("mac_address", &mut client.mac_address, rules::mac);
     reader.list("more_macs", &mut client.more_macs, 16, rules::mac);
     if client.more_macs.contains(&client.mac_address) {
@@ -48,6 +51,12 @@ pub fn client(
         rules::boot_text,
     );
     reader.value("disk_mode", &mut client.disk_mode, rules::word);
+    reader.optional("ring", &mut client.ring, rules::ring);
+    if client.assigned_image_id != before {
+        // A pin is to a version of one image.
+        client.pinned_version_id = None;
+    }
+    pinned_version(&mut reader, client, version);
     reader.value("enabled", &mut client.enabled, rules::flag);
     reader.read_only(&[
         "id",
@@ -120,6 +129,56 @@ fn assigned_image(reader: &mut Reader, client: &mut Client, image: impl Fn(&str)
         (Some(_), Some(_)) => reader.refuse(
             "assigned_image",
             "names another image than `assigned_image_id`",
+        ),
+    }
+}
+
+/// `pinned_version` (name or id) and `pinned_version_id` (id) mean the same column, as those
+/// of the image do.
+fn pinned_version(
+    reader: &mut Reader,
+    client: &mut Client,
+    version: impl Fn(Uuid, &str) -> Option<Uuid>,
+) {
+    let image = client.assigned_image_id;
+    let resolve = |reader: &mut Reader, field: &str| -> Option<Option<Uuid>> {
+        match reader.take(field)? {
+            Value::Null => Some(None),
+            Value::String(name) => {
+                let found = image.and_then(|image| version(image, &name));
+                if found.is_none() {
+                    let shown: String = name.chars().take(64).collect();
+                    reader.refuse(
+                        field,
+                        match image {
+                            Some(_) => format!("the client's image has no version `{shown}`"),
+                            None => "needs an assigned image, of which it is a version".to_owned(),
+                        },
+                    );
+                }
+                found.map(Some)
+            }
+            _ => {
+                reader.refuse(field, "must be the name or id of a version");
+                None
+            }
+        }
+    };
+    let by_id = resolve(reader, "pinned_version_id");
+    let by_name = resolve(reader, "pinned_version");
+    match (by_id, by_name) {
+        (None, None) => {}
+        (Some(id), None) | (None, Some(id)) => client.pinned_version_id = id,
+        (Some(id), Some(named)) if id == named => client.pinned_version_id = id,
+        (Some(id), Some(named)) if named == client.pinned_version_id => {
+            client.pinned_version_id = id;
+        }
+        (Some(id), Some(named)) if id == client.pinned_version_id => {
+            client.pinned_version_id = named;
+        }
+        (Some(_), Some(_)) => reader.refuse(
+            "pinned_version",
+            "names another version than `pinned_version_id`",
         ),
     }
 }

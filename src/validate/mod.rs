@@ -1,7 +1,7 @@
 //! Field rules: every violation at once. Pure.
 //!
 //! [`Reader`] takes a JSON object apart field by field and collects what is wrong;
-//! [`client()`], [`image()`] and [`range()`] say which fields there are and what may be in them;
+//! [`client()`], [`image()`], [`range()`], [`new_version()`], [`release()`], [`sending_back()`] and [`doctor()`] say which fields there are and what may be in them;
 //! [`rules`] are the rules of single values. What only PostgreSQL can know (is the name
 //! taken, do two ranges overlap) is PostgreSQL's to refuse.
 //!
@@ -13,17 +13,26 @@
 //! the same entry twice in a list, a newly reserved address in none of the network ranges.
 
 mod client;
+mod doctor;
 mod image;
+mod quota;
 mod range;
 mod reader;
 pub mod rules;
 #[cfg(test)]
 mod tests;
+mod version;
 
 pub use client::client;
+pub use doctor::{Treatment, doctor};
 pub use image::image;
+pub use quota::{client_quota, image_quota};
 pub use range::range;
 pub use reader::{Reader, Write};
+pub use version::{
+    NewVersion, Release, Return, may_release, mender, new_version, publication, rebase, release,
+    sending_back,
+};
 
 /// One thing wrong with one field.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

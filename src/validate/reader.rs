@@ -188,6 +188,12 @@ impl Reader {
         }
     }
 
+    /// True if the field is there.
+    #[must_use]
+    pub fn has(&self, field: &str) -> bool {
+        self.map.contains_key(field)
+    }
+
     /// Takes a field out unread.
     pub fn take(&mut self, field: &str) -> Option<Value> {
         self.map.remove(field)

@@ -96,6 +96,69 @@ pub fn image_name(value: &Value, strictness: Strictness) -> Result<String, Strin
     Ok(name.to_owned())
 }
 
+/// Name of a version, unique within its image: lower-case letters, digits, `.`, `_` and `-`,
+/// beginning with a letter or digit, 1 to 64 characters, and no UUID.
+///
+/// # Errors
+/// As all rules.
+pub fn version_name(value: &Value, strictness: Strictness) -> Result<String, String> {
+    let name = label(value, 64, strictness)?;
+    if name.parse::<Uuid>().is_ok() {
+        return Err("must not look like an id".into());
+    }
+    Ok(name)
+}
+
+/// Name of a ring of clients: as that of a version, at most 32 characters.
+///
+/// # Errors
+/// As all rules.
+pub fn ring(value: &Value, strictness: Strictness) -> Result<String, String> {
+    label(value, 32, strictness)
+}
+
+fn label(value: &Value, most: usize, strictness: Strictness) -> Result<String, String> {
+    let name = line(value, 255, strictness)?;
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let chars_ok = name.chars().all(|c| plain(c) || "._-".contains(c));
+    if !chars_ok || !name.starts_with(plain) || name.len() > most {
+        return Err(format!(
+            "must have 1 to {most} lower-case letters, digits, dots, underscores and hyphens, beginning with a letter or digit"
+        ));
+    }
+    Ok(name.to_owned())
+}
+
+/// What a row that is there is called by: a name, a MAC or an id.
+///
+/// # Errors
+/// As all rules.
+pub fn called(value: &Value, strictness: Strictness) -> Result<String, String> {
+    match line(value, 255, strictness)? {
+        "" => Err("must not be empty".into()),
+        name => Ok(name.to_owned()),
+    }
+}
+
+/// The name of a finding of a doctor.
+///
+/// # Errors
+/// As all rules.
+pub fn finding(value: &Value, strictness: Strictness) -> Result<String, String> {
+    match line(value, 511, strictness)? {
+        "" => Err("must not be empty".into()),
+        name => Ok(name.to_owned()),
+    }
+}
+
+/// Who did something, as they call themselves: one line, at most 128 characters.
+///
+/// # Errors
+/// As all rules.
+pub fn author(value: &Value, strictness: Strictness) -> Result<String, String> {
+    line(value, 128, strictness).map(str::to_owned)
+}
+
 /// Name of a network range: printable ASCII, 1 to 64 characters, no UUID.
 ///
 /// # Errors
@@ -254,6 +317,14 @@ fn whole<T: TryFrom<u64>>(value: &Value, least: u64, most: u64, unit: &str) -> R
 /// As all rules.
 pub fn cpu_cores(value: &Value, _: Strictness) -> Result<i32, String> {
     whole(value, 1, 128, "")
+}
+
+/// Good boots that release a canary: 1 to 10,000.
+///
+/// # Errors
+/// As all rules.
+pub fn good_boots(value: &Value, _: Strictness) -> Result<u32, String> {
+    whole(value, 1, 10_000, " (boots)")
 }
 
 /// Memory: 64 MiB to 1 TiB.

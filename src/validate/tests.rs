@@ -33,6 +33,8 @@ fn new_client() -> Client {
         custom_boot_params: None,
         enabled: true,
         disk_mode: DiskMode::Ephemeral,
+        ring: None,
+        pinned_version_id: None,
         auto_registered: false,
         created_at: chrono::DateTime::UNIX_EPOCH,
         updated_at: chrono::DateTime::UNIX_EPOCH,
@@ -95,11 +97,20 @@ fn find_image(name: &str) -> Option<Uuid> {
     (name == "debian" || name == DEBIAN.to_string()).then_some(DEBIAN)
 }
 
+/// The image has the versions `base` (of its own id) and `mended`.
+fn find_version(image: Uuid, name: &str) -> Option<Uuid> {
+    match name {
+        "base" => Some(image),
+        "mended" => Some(Uuid::from_u128(0x3e)),
+        _ => (name.parse() == Ok(Uuid::from_u128(0x3e))).then_some(Uuid::from_u128(0x3e)),
+    }
+}
+
 fn read_client(body: Value, write: Write, strictness: Strictness) -> Result<Client, Violations> {
     let mut client_row = new_client();
     let ranges = [Arc::new(lan())];
     let reader = Reader::new(map(body), write, strictness);
-    client(reader, &mut client_row, &ranges, find_image).map(|()| client_row)
+    client(reader, &mut client_row, &ranges, find_image, find_version).map(|()| client_row)
 }
 
 fn read_range(body: Value, strictness: Strictness) -> Result<NetworkRange, Violations> {
@@ -215,6 +226,62 @@ fn a_whole_client_is_read() {
     assert_eq!(client.assigned_image_id, Some(DEBIAN));
     assert_eq!(client.network_config.as_ref().unwrap().mtu, Some(9000));
     assert_eq!(client.macs().count(), 2);
+}
+
+#[test]
+fn a_client_is_pinned_to_a_version_of_its_own_image() {
+    let mended = Some(Uuid::from_u128(0x3e));
+    let pinned = |body| {
+        let read = read_client(
+            with(right_client(), body),
+            Write::Create,
+            Strictness::Strict,
+        );
+        read.map(|c| (c.ring, c.pinned_version_id))
+            .map_err(|refused| refused.to_string())
+    };
+    let debian = |more| with(json!({"assigned_image": "debian"}), more);
+    assert_eq!(pinned(debian(json!({}))), Ok((None, None)));
+    let body = json!({"ring": "lab", "pinned_version": "mended"});
+    assert_eq!(pinned(debian(body)), Ok((Some("lab".into()), mended)));
+    let body = json!({"pinned_version_id": Uuid::from_u128(0x3e)});
+    assert_eq!(pinned(debian(body)), Ok((None, mended)));
+    let body = json!({"pinned_version": null, "ring": null});
+    assert_eq!(pinned(debian(body)), Ok((None, None)));
+    for (body, why) in [
+        (
+            debian(json!({"pinned_version": "other"})),
+            "pinned_version: the client's image has no version `other`",
+        ),
+        (
+            json!({"pinned_version": "mended"}),
+            "pinned_version: needs an assigned image, of which it is a version",
+        ),
+        (
+            debian(json!({"pinned_version": 3})),
+            "pinned_version: must be the name or id of a version",
+        ),
+        (
+            debian(json!({"pinned_version": "base", "pinned_version_id": Uuid::from_u128(0x3e)})),
+            "pinned_version: names another version than `pinned_version_id`",
+        ),
+    ] {
+        assert_eq!(pinned(body.clone()), Err(why.to_owned()), "{body}");
+    }
+
+    // Another image unpins it.
+    let mut row = new_client();
+    row.assigned_image_id = Some(Uuid::from_u128(9));
+    row.pinned_version_id = Some(Uuid::from_u128(8));
+    let Value::Object(body) = json!({"assigned_image": "debian"}) else {
+        unreachable!()
+    };
+    let reader = Reader::new(body, Write::Change, Strictness::Strict);
+    client(reader, &mut row, &[], find_image, find_version).unwrap();
+    assert_eq!(
+        (row.assigned_image_id, row.pinned_version_id),
+        (Some(DEBIAN), None)
+    );
 }
 
 #[test]
@@ -532,6 +599,7 @@ fn an_image_is_changed_by_name_or_id_whichever_was_edited() {
             &mut row,
             &[],
             find,
+            find_version,
         )
         .unwrap();
         assert_eq!(row.assigned_image_id, Some(want));
@@ -573,7 +641,14 @@ fn what_a_row_has_had_does_not_hinder_other_changes() {
         Write::Change,
         Strictness::Strict,
     );
-    client(reader, &mut client_row, &[Arc::new(lan())], find_image).unwrap();
+    client(
+        reader,
+        &mut client_row,
+        &[Arc::new(lan())],
+        find_image,
+        find_version,
+    )
+    .unwrap();
     assert!(!client_row.enabled);
     let body = with(
         right_range(),

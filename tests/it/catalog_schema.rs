@@ -99,10 +99,10 @@ async fn the_seeds_inserts() {
         "0"
     );
     assert_eq!(
-        db.text("SELECT count(*) FROM image_snapshots")
+        db.text("SELECT string_agg(name, ' ' ORDER BY name) FROM image_snapshots")
             .await
             .unwrap(),
-        "1"
+        "base first"
     );
     assert_eq!(
         db.text("SELECT count(*) FROM clients WHERE assigned_image_id IS NOT NULL")

@@ -54,8 +54,12 @@ fn the_sample_holds_every_key_at_its_default() {
     keys(
         &SAMPLE
             .replace("# default_image", "default_image")
+            .replace("# server_name", "server_name")
+            .replace("# dataset", "dataset")
             .replace("# certificate", "certificate")
             .replace("# key =", "key =")
+            .replace("# dataset =", "dataset =")
+            .replace("# import_dir", "import_dir")
             .parse()
             .unwrap(),
         "",
@@ -69,6 +73,7 @@ fn the_sample_holds_every_key_at_its_default() {
         "admin",
         "iscsi",
         "nbd",
+        "replication",
         "storage",
         "boot",
         "validation",
@@ -93,8 +98,12 @@ fn every_key_has_its_variable() {
     keys(
         &SAMPLE
             .replace("# default_image", "default_image")
+            .replace("# server_name", "server_name")
+            .replace("# dataset", "dataset")
             .replace("# certificate", "certificate")
             .replace("# key =", "key =")
+            .replace("# dataset =", "dataset =")
+            .replace("# import_dir", "import_dir")
             .parse()
             .unwrap(),
         "",

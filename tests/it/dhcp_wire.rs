@@ -136,6 +136,8 @@ fn client() -> Client {
         custom_boot_params: None,
         enabled: true,
         disk_mode: DiskMode::Ephemeral,
+        ring: None,
+        pinned_version_id: None,
         auto_registered: false,
         created_at: then,
         updated_at: then,

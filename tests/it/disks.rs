@@ -1,7 +1,9 @@
 //! Who gets which disk, with a real tracker and PostgreSQL, over a store in memory.
 //! `outage`: the same while PostgreSQL is stopped, over real disks.
+//! `versions`: which version of its image it is.
 
 mod outage;
+mod versions;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -310,7 +312,7 @@ async fn a_persistent_disk_is_kept_and_can_be_reset() {
     write(&disk, b"kept").unwrap();
     drop(disk);
     let client = world.clients[2].id;
-    assert!(world.disks.reset(client).is_err(), "it is open");
+    assert!(world.disks.reset(client, None).is_err(), "it is open");
     line.close();
     let next = world.boot(2);
     let line = Wire::new(true);
@@ -339,7 +341,7 @@ async fn a_persistent_disk_is_kept_and_can_be_reset() {
         image: world.image.id,
     };
     assert!(world.clones().contains(&personal), "nobody takes it away");
-    assert_eq!(world.disks.reset(client).unwrap(), 1);
+    assert_eq!(world.disks.reset(client, None).unwrap(), 1);
     assert!(!world.clones().contains(&personal));
 }
 

@@ -330,3 +330,43 @@ fn root_on_nbd_outlives_restarts_of_the_server() {
     machine.reset();
     expect_boot(&mut machine, "fresh");
 }
+
+/// The disk that all these tests boot is found to boot by all their ways.
+#[test]
+fn the_check_finds_that_debian_boots() {
+    use dls::image_check::{Bytes, Subject, check};
+    use dls::model::{BootMethod, CheckVerdict, Severity};
+    use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
+
+    struct OnDisk(fs::File);
+    impl Bytes for OnDisk {
+        fn size(&self) -> u64 {
+            self.0.metadata().unwrap().len()
+        }
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+            self.0.read_exact_at(buffer, offset)
+        }
+    }
+    let disk = DebianDisk::build();
+    let open =
+        |name| -> Arc<dyn Bytes> { Arc::new(OnDisk(fs::File::open(disk.file(name)).unwrap())) };
+    for method in BootMethod::ALL {
+        let subject = Subject {
+            disk: open("disk.img"),
+            method: *method,
+            initrds: (*method != BootMethod::San).then(|| vec![open("initrd")]),
+        };
+        let found = check(&subject, dls::clock::Clock::system().now());
+        assert_eq!(found.verdict, CheckVerdict::Bootable, "{found:#?}");
+        let good = |one: &dls::model::Found| one.severity == Severity::Good;
+        assert!(found.findings.iter().all(good), "{found:#?}");
+        assert!(found.bios && found.uefi, "{found:#?}");
+        assert_eq!(
+            (found.iscsi, found.nbd),
+            (Some(true), Some(true)),
+            "{found:#?}"
+        );
+        assert_eq!(found.os_type.as_deref(), Some("debian-12"));
+    }
+}

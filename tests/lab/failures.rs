@@ -142,6 +142,7 @@ fn unplugged_while_it_loads_the_kernel() {
     machine.cut_power();
     assert_failed(&dls, "kernel_requested", &["kernel"]);
     assert!(dls.timeline(MAC).at("kernel_sent").is_none());
+    assert!(dls.timeline(MAC).at("answers").is_none(), "it is off");
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //!   port; [`crashes`]: kill -9 at any moment; [`powercut`]: an ACK outlives the power
 //! - [`disks`]: Debian from its disk, by every path; [`exports`]: the disks' protocols under
 //!   kill -9, restarts, a full store; [`crowds`]: what many of them cost
+//! - [`zfs`]: the `zfs` backend on real OpenZFS
 //!
 //! A failed test leaves its logs, capture and console under `target/tmp/lab/NAME`.
 
@@ -18,6 +19,7 @@
 )]
 
 mod boots;
+mod canaries;
 mod capture;
 mod crashes;
 mod crowds;
@@ -30,6 +32,7 @@ mod machine;
 mod net;
 mod powercut;
 mod product;
+mod zfs;
 
 use std::time::{Duration, Instant};
 

@@ -7,6 +7,9 @@ set -euo pipefail
 # QEMU comes from backports: Debian 12's own is slow to emulate what these tests run. Its
 # tools and its iSCSI initiator are of the same source and must be of the same version.
 backports=(qemu-system-x86 qemu-utils qemu-block-extra)
+# ZFS too, of Debian's section contrib: the `zfs` backend is built with this library, and the
+# lab's ZFS machine gets module and programs of the same version (tests/lab/zfs/build).
+backports+=(libzfslinux-dev)
 packages=(
     # to build and to run
     gcc libc6-dev make git ca-certificates postgresql ipxe
@@ -15,6 +18,8 @@ packages=(
     iproute2 nftables procps tcpdump python3 curl libc-bin
     # the Debian disk
     debootstrap debian-archive-keyring fdisk dosfstools mtools grub-common grub-pc-bin grub-efi-amd64-bin util-linux
+    # Windows' disks for the image check: NTFS, files put in without mounting, hives
+    ntfs-3g wimtools libwin-hivex-perl
     # disks: initiators, servers to compare with, load
     libiscsi-bin libnbd-bin python3-libnbd nbdkit fio tgt
     # peers
@@ -80,6 +85,14 @@ if [ ${#late[@]} -gt 0 ] && [ "$VERSION_CODENAME" = bookworm ]; then
         file=/etc/apt/sources.list.d/dls-backports.list
         echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $base bookworm-backports main" | "${as_root[@]}" tee "$file" >/dev/null
         echo "  (bookworm-backports added: $file)"
+    fi
+    # contrib is a source of its own where the first names main alone.
+    if ! grep -rqsE "^[^#]*bookworm-backports.* contrib|^Components:.* contrib" /etc/apt/sources.list /etc/apt/sources.list.d; then
+        base=$(apt-get indextargets --format '$(SITE)|$(RELEASE)' 'Identifier: Packages' | sed -n 's/|bookworm$//p' | head -n1)
+        [ -n "$base" ] || { echo "No Debian mirror in apt's sources: can't add contrib." >&2; exit 1; }
+        file=/etc/apt/sources.list.d/dls-zfs.list
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $base bookworm-backports contrib" | "${as_root[@]}" tee "$file" >/dev/null
+        echo "  (contrib of bookworm-backports added: $file)"
     fi
     suite=(-t bookworm-backports)
 fi

@@ -161,13 +161,26 @@ fn wanted(api: &Shared, name: &str, mut asked: Asked) -> Result<Upload, ApiError
     }
     let format = asked.text("format");
     let sha256 = asked.text("sha256");
+    let require = asked.parsed::<bool>("require_bootable", "true or false");
     asked.finish()?;
+    upload_of(api, body, format, sha256, require == Some(true))
+}
+
+/// What is to become of a file: an image with these fields.
+pub(super) fn upload_of(
+    api: &Shared,
+    body: Map<String, Value>,
+    format: Option<String>,
+    sha256: Option<String>,
+    require_bootable: bool,
+) -> Result<Upload, ApiError> {
     let mut image = fresh(Uuid::new_v4());
     image.kind = ImageKind::Disk;
     validate::image(Reader::new(body, Write::Create, api.strictness), &mut image)?;
     let mut upload = Upload::new(image, api.clock.now());
     upload.format = format.map(|word| known_format(&word)).transpose()?;
     upload.sha256 = sha256.map(|sum| known_sum(&sum)).transpose()?;
+    upload.require_bootable = require_bootable;
     Ok(upload)
 }
 
@@ -295,6 +308,7 @@ async fn agree(held: Held, wanted: Upload, piece: Piece) -> Result<Held, ApiErro
             upload.total = piece.total;
             upload.format = wanted.format.or(upload.format.take());
             upload.sha256 = wanted.sha256.or(upload.sha256.take());
+            upload.require_bootable = wanted.require_bootable;
         })?;
         Ok::<_, StorageError>(held)
     })
@@ -371,7 +385,7 @@ async fn write(mut held: Held, bytes: Vec<u8>) -> Result<Held, ApiError> {
 }
 
 /// 409: somebody else is at it.
-fn busy(other: &Standing) -> ApiError {
+pub(super) fn busy(other: &Standing) -> ApiError {
     let total = other.upload.total.map_or("?".to_owned(), |t| t.to_string());
     ApiError::Conflict {
         field: "name",

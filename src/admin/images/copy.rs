@@ -1,5 +1,5 @@
 //! Child images: `POST /api/v1/images/{image}/clone`. They take no time and share the space
-//! of what they were made from, template or not.
+//! of what they were made from (the version in production), template or not.
 
 use axum::Json;
 use axum::extract::State;
@@ -7,13 +7,15 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use uuid::Uuid;
 
-use super::removal::erase;
-use super::{Unsaved, blocking, find, finished, save_new, vacant};
+use super::removal::{begin, erase};
+use super::{Unsaved, blocking, find, finished, measure, save_new, vacant};
 use crate::admin::Shared;
 use crate::admin::error::ApiError;
 use crate::admin::extract::{Called, JsonObject};
+use crate::model::version::followed;
 use crate::model::{Image, ImageKind};
-use crate::storage::{SnapshotId, Volume, VolumeError};
+use crate::steps::{self, Step};
+use crate::storage::{Intent, SnapshotId, Volume, VolumeError};
 use crate::validate::{self, Reader, Write};
 
 /// `POST /api/v1/images/{image}/clone`: `name`, and what shall differ from the parent.
@@ -40,15 +42,18 @@ pub(in crate::admin) async fn clone(
             return Err(ApiError::invalid("parent_image_id", sentence));
         }
         vacant(&api, &child.name).await?;
-        let pending = api.pending.clone();
-        blocking(move || pending.begin(id)).await?;
+        begin(&api, Intent::Image { image: id }).await?;
+        steps::reach(Step::CopyBegun);
         match make(&api, &parent, &mut child).await {
             Ok(()) => api.settled(id),
             Err(Unsaved::Surely(e)) => {
                 erase(&api, id).await;
                 return Err(e);
             }
-            Err(Unsaved::Perhaps(e)) => return Err(e),
+            Err(Unsaved::Perhaps(e)) => {
+                api.works.leave(id);
+                return Err(e);
+            }
         }
         api.settle().await;
         tracing::info!(image.name = child.name, image.id = %id, parent = parent.name, "image cloned");
@@ -63,10 +68,19 @@ pub(in crate::admin) async fn clone(
 /// Disk and files first, then the row.
 async fn make(api: &Shared, parent: &Image, child: &mut Image) -> Result<(), Unsaved> {
     if parent.kind == ImageKind::Disk {
-        let (disks, from, to) = (api.disks.clone(), parent.id, child.id);
+        let versions = api.catalog.list_versions(parent.id).await;
+        let versions = versions.map_err(|e| Unsaved::Surely(e.into()))?;
+        let version = followed(&versions, None, None).map_or(parent.id, |v| v.id);
+        if version != parent.id {
+            // That sum is of the disk as it was imported.
+            child.sha256 = None;
+        }
+        let (disks, to) = (api.disks.clone(), child.id);
         let path = blocking(move || {
-            disks.clone_volume(&SnapshotId::base(from), Volume::Image(to))?;
+            disks.clone_volume(&SnapshotId::base(version), Volume::Image(to))?;
+            steps::reach(Step::CopyCloned);
             disks.snapshot(&SnapshotId::base(to))?;
+            steps::reach(Step::CopySnapshotted);
             let info = disks.info(Volume::Image(to))?;
             Ok::<_, VolumeError>(info.map(|info| info.path))
         })
@@ -82,5 +96,11 @@ async fn make(api: &Shared, parent: &Image, child: &mut Image) -> Result<(), Uns
             file.path = file.path.replace(&old, &new);
         }
     }
-    save_new(api, child).await
+    steps::reach(Step::CopyLinked);
+    save_new(api, child).await?;
+    steps::reach(Step::CopyStored);
+    if child.kind == ImageKind::Disk {
+        measure(api, child.id).await;
+    }
+    Ok(())
 }

@@ -14,13 +14,16 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::content::{empty, progress};
+use super::versions::called;
 use super::{blocking, find};
 use crate::admin::Shared;
 use crate::admin::error::ApiError;
 use crate::admin::extract::{Asked, Called, shown};
 use crate::model::part::{Part, if_range_holds, none_match_hits, part};
+use crate::model::version::followed;
 use crate::model::{Image, ImageKind};
 use crate::storage::{Access, BlockDevice, DiskFormat, SnapshotId, Volume};
 
@@ -29,7 +32,8 @@ const CHUNK: u64 = 512 * 1024;
 /// Chunks on their way at once.
 const AHEAD: usize = 4;
 
-/// `GET /api/v1/images/{image}/content[?format=raw|qcow2|vhdx]`. `HEAD` of an image that is
+/// `GET /api/v1/images/{image}/content[?format=raw|qcow2|vhdx][&version=NAME]`: the version that
+/// is in production unless another is named. `HEAD` of an image that is
 /// still being uploaded tells how much of it is there.
 pub(in crate::admin) async fn content(
     State(api): State<Shared>,
@@ -44,6 +48,7 @@ pub(in crate::admin) async fn content(
         Some("vhdx") => DiskFormat::Vhdx,
         Some(_) => return Err(ApiError::invalid("format", "must be raw, qcow2 or vhdx")),
     };
+    let version = asked.text("version");
     asked.finish()?;
     let image = match find(&api, &name).await {
         Err(ApiError::NotFound(sentence)) => {
@@ -60,20 +65,27 @@ pub(in crate::admin) async fn content(
             message: format!("the image `{}` has no disk", shown(&image.name)),
         });
     }
+    let versions = api.catalog.list_versions(image.id).await?;
+    let version = match version {
+        Some(name) => Some(called(&versions, &image, &name)?),
+        None => followed(&versions, None, None),
+    };
+    let id = version.map_or(image.id, |v| v.id);
     match (format, method) {
-        (DiskFormat::Raw, method) => raw(&api, &image, &method, &headers).await,
+        (DiskFormat::Raw, method) => raw(&api, &image, id, &method, &headers).await,
         (_, Method::HEAD) => Ok(empty(HeaderMap::new())),
-        (format, _) => converted(&api, &image, format).await,
+        (format, _) => converted(&api, id, format).await,
     }
 }
 
 async fn raw(
     api: &Shared,
     image: &Image,
+    id: Uuid,
     method: &Method,
     headers: &HeaderMap,
 ) -> Result<Response, ApiError> {
-    let (disks, id) = (api.disks.clone(), image.id);
+    let disks = api.disks.clone();
     let disk = blocking(move || disks.open(Volume::Image(id), Access::Read)).await?;
     let size = disk.info().size;
     let given = |name| {
@@ -86,7 +98,8 @@ async fn raw(
     answer.insert(header::CONTENT_TYPE, octets);
     answer.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     let mut asked = part(given(header::RANGE), size);
-    if let Some(sum) = &image.sha256 {
+    // That sum is of the first version.
+    if let Some(sum) = image.sha256.as_ref().filter(|_| id == image.id) {
         let tag = format!("\"{sum}\"");
         answer.extend(HeaderValue::from_str(&tag).map(|tag| (header::ETAG, tag)));
         if none_match_hits(given(header::IF_NONE_MATCH), sum) {
@@ -140,11 +153,11 @@ fn read_disk(
     }
 }
 
-async fn converted(api: &Shared, image: &Image, format: DiskFormat) -> Result<Response, ApiError> {
+async fn converted(api: &Shared, id: Uuid, format: DiskFormat) -> Result<Response, ApiError> {
     let cancel = api.cancel.child_token();
     // A peer who hangs up drops this, and the conversion ends.
     let _guard = cancel.clone().drop_guard();
-    let (disks, id) = (api.disks.clone(), image.id);
+    let disks = api.disks.clone();
     let scratch = api.storage.scratch();
     let (scratch, size, file) = blocking(move || {
         let path = scratch.path().to_owned();
@@ -182,7 +195,7 @@ async fn converted(api: &Shared, image: &Image, format: DiskFormat) -> Result<Re
 
 fn export(
     disks: &dyn crate::storage::Storage,
-    id: uuid::Uuid,
+    id: Uuid,
     to: &std::path::Path,
     format: DiskFormat,
     cancel: &CancellationToken,

@@ -19,12 +19,15 @@ use futures_util::stream;
 use tokio_util::io::StreamReader;
 use uuid::Uuid;
 
-use super::{Unsaved, blocking, find, finished, fresh, save_new, vacant};
+use super::removal::begin;
+use super::{Unsaved, find, finished, fresh, save_new, vacant};
 use crate::admin::Shared;
 use crate::admin::error::ApiError;
 use crate::admin::extract::{BODY_MAX, Called, json_object, shown};
+use crate::catalog::CatalogError;
 use crate::model::{FileRole, Image, ImageFile, ImageKind};
-use crate::storage::Staged;
+use crate::steps::{self, Step};
+use crate::storage::{Intent, Staged};
 use crate::validate::{self, Reader, Violations, Write};
 
 /// Most bytes of an upload.
@@ -70,17 +73,41 @@ pub(in crate::admin) async fn add_files(
     let upload = receive(&api, request, Upload::new(image, Described::InCatalog)).await?;
     let (_, kernel, initrds) = upload.finish()?;
     let task = tokio::spawn(async move {
-        let _one = api.writes.lock().await;
+        let one = api.writes.lock().await;
         let mut image = find(&api, &id.to_string()).await?;
         takes_files(&image)?;
+        begin(&api, Intent::Image { image: id }).await?;
+        steps::reach(Step::FilesBegun);
         // What an earlier attempt left is in nobody's row.
         api.storage.remove_image(id).await?;
         let size_bytes = image.size_bytes;
-        place(&api, &mut image, kernel, initrds).await?;
+        if let Err(e) = place(&api, &mut image, kernel, initrds).await {
+            take_back(&api, id).await;
+            return Err(e);
+        }
+        steps::reach(Step::FilesPlaced);
         image.size_bytes = size_bytes;
-        api.catalog.save_image_metadata(&image).await?;
+        match api.catalog.save_image_metadata(&image).await {
+            Ok(()) => {}
+            // It may be stored or not.
+            Err(e @ CatalogError::Unavailable(_)) => {
+                api.works.leave(id);
+                return Err(e.into());
+            }
+            Err(e) => {
+                take_back(&api, id).await;
+                return Err(e.into());
+            }
+        }
+        steps::reach(Step::FilesStored);
+        api.settled(id);
         api.settle().await;
         tracing::info!(image.name, image.id = %id, "kernel and initrds added to a disk");
+        drop(one);
+        // What was found without them holds no more.
+        if let Err(e) = super::check::renew(&api, &image).await {
+            tracing::warn!(image.name, why = e.sentence(), "a disk can't be checked");
+        }
         Ok(image)
     });
     let image = finished(task).await?;
@@ -98,9 +125,18 @@ pub(in crate::admin) async fn drop_files(
         let mut image = find(&api, &name).await?;
         has_disk(&image)?;
         image.files.clear();
-        api.catalog.save_image_metadata(&image).await?;
+        begin(&api, Intent::Image { image: image.id }).await?;
+        steps::reach(Step::DropBegun);
+        if let Err(e) = api.catalog.save_image_metadata(&image).await {
+            match e {
+                CatalogError::Unavailable(_) => api.works.leave(image.id),
+                _ => api.settled(image.id),
+            }
+            return Err(e.into());
+        }
+        steps::reach(Step::DropStored);
         api.settle().await;
-        api.storage.remove_image(image.id).await?;
+        take_back(&api, image.id).await;
         tracing::info!(image.name, "kernel and initrds of a disk removed");
         Ok(StatusCode::NO_CONTENT)
     });
@@ -360,20 +396,28 @@ async fn commit(
 ) -> Result<Image, ApiError> {
     let _one = api.writes.lock().await;
     vacant(api, &image.name).await?;
-    let (pending, id) = (api.pending.clone(), image.id);
-    blocking(move || pending.begin(id)).await?;
+    let id = image.id;
+    begin(api, Intent::Image { image: id }).await?;
+    steps::reach(Step::KernelBegun);
     if let Err(e) = place(api, &mut image, kernel, initrds).await {
         take_back(api, image.id).await;
         return Err(e);
     }
+    steps::reach(Step::KernelPlaced);
     match save_new(api, &image).await {
-        Ok(()) => api.settled(id),
+        Ok(()) => {
+            steps::reach(Step::KernelStored);
+            api.settled(id);
+        }
         Err(Unsaved::Surely(e)) => {
             take_back(api, id).await;
             return Err(e);
         }
         // The intention stays: it is looked at again.
-        Err(Unsaved::Perhaps(e)) => return Err(e),
+        Err(Unsaved::Perhaps(e)) => {
+            api.works.leave(id);
+            return Err(e);
+        }
     }
     api.settle().await;
     // As the database has it, times too.
@@ -413,7 +457,8 @@ async fn take_back(api: &Shared, id: Uuid) {
     match api.storage.remove_image(id).await {
         Ok(()) => api.settled(id),
         Err(e) => {
-            tracing::warn!(image.id = %id, error = %e, "files of a refused image are left over");
+            tracing::warn!(image.id = %id, error = %e, "files that no row names stay for now");
+            api.works.leave(id);
         }
     }
 }

@@ -2,15 +2,21 @@
 //!
 //! `rows`: what is known of images, and what uses them. `files`: kernels and initrds by
 //! multipart upload. `content`: disks, in pieces and out again. `copy`: child images.
-//! `removal`: deletion, and what is stored for nobody. `imports` (beside this folder) makes disks
+//! `versions`: what an image was and
+//! shall be. `maintenance`: machines that mend one. `compare`: what versions differ in. `removal`: deletion, and what is stored for nobody. `imports` (beside this folder) makes disks
 //! of what was received. Nothing of any size is ever held in memory.
 
+mod check;
+pub(super) mod compare;
 mod content;
 mod copy;
 mod export;
 mod files;
+pub(super) mod maintenance;
+mod on_server;
 mod removal;
 mod rows;
+mod versions;
 
 use uuid::Uuid;
 
@@ -20,12 +26,18 @@ use super::extract::shown;
 use crate::catalog::CatalogError;
 use crate::model::{BootMethod, Image, ImageFormat, ImageKind, PhoneHome};
 
+pub(super) use check::{AT_ONCE as CHECKS_AT_ONCE, check, keep, last_check, of_volume};
 pub(super) use content::{put, upload, upload_delete, uploads};
 pub(super) use copy::clone;
 pub(super) use export::content;
 pub(super) use files::{add_files, create, drop_files};
-pub(super) use removal::{delete, erase, orphans, remove_orphans, settle_pending};
+pub(super) use on_server::{Source, import};
+pub(super) use removal::{begin, delete, erase, settle_pending};
 pub(super) use rows::{change, get, list, replace, usage};
+pub(super) use versions::{
+    create as create_version, delete as delete_version, list as versions, measure,
+    release as release_version, send_back as return_version,
+};
 
 /// # Errors
 /// 409 if an image has the name.

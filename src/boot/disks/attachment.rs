@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use uuid::Uuid;
 
+use super::quota::{Full, Quota};
 use crate::model::DiskIdentity;
 use crate::storage::{BlockDevice, BlockError, DeviceInfo, Durability, Extent, Lent};
 
@@ -26,6 +27,11 @@ pub enum Seen {
     FirstRead,
     /// Its first write.
     FirstWrite,
+    /// A write was refused: it has written as much as it may.
+    OverQuota {
+        /// Bytes that it may write.
+        limit: u64,
+    },
     /// It is gone.
     Detached(Usage),
 }
@@ -65,6 +71,9 @@ struct Held {
     meter: Arc<Meter>,
     has_read: AtomicBool,
     has_written: AtomicBool,
+    quota: Option<Arc<Quota>>,
+    /// The limit that was told of when a write was refused.
+    told: AtomicU64,
     witness: Witness,
 }
 
@@ -142,11 +151,22 @@ impl Attachment {
             meter: Arc::default(),
             has_read: AtomicBool::new(false),
             has_written: AtomicBool::new(false),
+            quota: None,
+            told: AtomicU64::new(u64::MAX),
             witness,
         };
         Self {
             held: Arc::new(held),
         }
+    }
+
+    /// The same, held to a quota.
+    #[must_use]
+    pub(super) fn limited(mut self, quota: Arc<Quota>) -> Self {
+        if let Some(held) = Arc::get_mut(&mut self.held) {
+            held.quota = Some(quota);
+        }
+        self
     }
 
     /// The disk's names.
@@ -177,6 +197,19 @@ impl Attachment {
         if !flag.load(Ordering::Relaxed) && !flag.swap(true, Ordering::Relaxed) {
             (self.held.witness)(seen);
         }
+    }
+
+    /// Refuses what goes over the quota, and tells of the first time that one does.
+    fn charge(&self, how: impl FnOnce(&Quota) -> Result<(), Full>) -> Result<(), BlockError> {
+        let Some(quota) = &self.held.quota else {
+            return Ok(());
+        };
+        how(quota).map_err(|Full { limit }| {
+            if self.held.told.swap(limit, Ordering::Relaxed) != limit {
+                (self.held.witness)(Seen::OverQuota { limit });
+            }
+            BlockError::NoSpace
+        })
     }
 
     fn has_read(&self, bytes: usize) {
@@ -249,6 +282,7 @@ impl BlockDevice for Attachment {
 
     fn write_at(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), BlockError> {
         let _pass = self.held.gate.enter()?;
+        self.charge(|quota| quota.charge(offset, data.len() as u64))?;
         self.held.device.write_at(offset, data, durability)?;
         self.has_written(data.len());
         Ok(())
@@ -261,7 +295,11 @@ impl BlockDevice for Attachment {
 
     fn discard(&self, offset: u64, length: u64) -> Result<(), BlockError> {
         let _pass = self.held.gate.enter()?;
+        self.charge(|quota| quota.charge_edges(offset, length))?;
         self.held.device.discard(offset, length)?;
+        if let Some(quota) = &self.held.quota {
+            quota.release(offset, length);
+        }
         self.has_written(0);
         Ok(())
     }
@@ -274,8 +312,15 @@ impl BlockDevice for Attachment {
         durability: Durability,
     ) -> Result<(), BlockError> {
         let _pass = self.held.gate.enter()?;
+        self.charge(|quota| match keep_space {
+            true => quota.charge(offset, length),
+            false => quota.charge_edges(offset, length),
+        })?;
         let device = &self.held.device;
         device.write_zeroes(offset, length, keep_space, durability)?;
+        if let Some(quota) = self.held.quota.as_ref().filter(|_| !keep_space) {
+            quota.release(offset, length);
+        }
         self.has_written(0);
         Ok(())
     }

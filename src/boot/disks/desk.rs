@@ -19,6 +19,14 @@ use crate::storage::Volume;
 /// How long a machine may take to answer a ping before it counts as gone. One at work on a crowded
 /// host has taken more than a second; one that was reset pays for it once, while its ROM asks again.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
+/// The same where the newcomer says that it is another machine with the same MAC. Switches send
+/// the ping to whoever spoke last then, and the machine at work hears it when it has spoken again:
+/// its initiator does every five seconds or so if its disk does not answer.
+pub(super) const PATIENCE_WITH_ANOTHER: Duration = Duration::from_secs(15);
+
+/// How often, and how many times, it is looked whether a connection that was broken off has gone.
+const LOOK: Duration = Duration::from_millis(20);
+const LEAVING: u32 = 250;
 
 /// One client's.
 #[derive(Debug, Default)]
@@ -73,20 +81,42 @@ impl Desk {
     }
 
     /// Asks the connections that `of` picks for a sign of life: the first that answers has
-    /// the disk; those that don't are broken off. To be called with `serial` held.
-    pub(super) fn settle(&self, of: impl Fn(&Hold) -> bool) -> Verdict {
+    /// the disk; those that don't within `patience` are broken off. To be called with `serial`
+    /// held.
+    pub(super) fn settle(&self, patience: Duration, of: impl Fn(&Hold) -> bool) -> Verdict {
         let live: Vec<Hold> = {
             let holds = self.holds();
             let picked = holds.iter().filter(|h| of(h) && !h.gate.is_shut());
             picked.cloned().collect()
         };
         for hold in live {
-            if hold.line.answers(PATIENCE) {
+            if hold.line.answers(patience) {
                 return Verdict::Taken { by: hold.attempt };
             }
             self.break_off(&hold, "it did not answer when the machine began anew");
         }
         Verdict::Free
+    }
+
+    /// False if one of these connections has the disk. A machine that is off has not always hung
+    /// up, so where its boot is `over` they are asked, and those that do not answer broken off.
+    /// To be called with `serial` held.
+    pub(super) fn vacate(&self, over: bool, of: impl Fn(&Hold) -> bool) -> bool {
+        let held = || self.holds().iter().any(&of);
+        if !held() {
+            return true;
+        }
+        if !over || self.settle(PATIENCE, &of) != Verdict::Free {
+            return false;
+        }
+        // Their threads let go of the disk in a moment.
+        for _ in 0..LEAVING {
+            if !held() {
+                return true;
+            }
+            std::thread::sleep(LOOK);
+        }
+        false
     }
 
     /// Lets nothing more through a connection, waits for what is under way, closes it.

@@ -22,7 +22,9 @@ use crate::boot::tracker::Known;
 use crate::cache::Snapshot;
 use crate::catalog::Catalog;
 use crate::model::{CloneReport, DiskMode, Timestamp};
-use crate::storage::{Volume, VolumeError, VolumeInfo};
+use crate::steps::{self, Step};
+use crate::storage::mend::{free_of, is_personal, remove_clone, settle_held};
+use crate::storage::{Intent, StorageError, Volume, VolumeError, VolumeInfo};
 
 /// How long after its end a boot's clone stays, and a persistent one after its client's.
 pub const GRACE: TimeDelta = TimeDelta::minutes(15);
@@ -95,7 +97,15 @@ impl Disks {
     async fn round(&self, catalog: &Catalog, memory: &mut Memory) {
         let shared = &self.shared;
         let store = shared.store.clone();
-        let listed = tokio::task::spawn_blocking(move || store.list()).await;
+        let listed = tokio::task::spawn_blocking(move || {
+            let held = store.holds();
+            let volumes = store.list()?;
+            if let Err(error) = held.and_then(|held| settle_held(&*store, &held, &volumes)) {
+                tracing::warn!(%error, "holds on versions can't be put right");
+            }
+            Ok::<_, VolumeError>(volumes)
+        })
+        .await;
         let clones: Vec<VolumeInfo> = match listed {
             Ok(Ok(all)) => all
                 .into_iter()
@@ -245,16 +255,19 @@ impl Shared {
             Volume::Personal { client, .. } => Some(client),
             Volume::Image(_) => return Ok(false),
         };
+        if matches!(volume, Volume::Personal { .. }) {
+            free_of(&*self.store, volume, &self.cancel)?;
+        }
         // Without a client nobody can log in to it.
         let Some(client) = client else {
-            return self.store.destroy(volume).map(|()| true);
+            return self.throw_away(volume).map(|()| true);
         };
         let desk = self.desk(client);
         let _one = desk.serial();
         if desk.holds().iter().any(|hold| hold.volume == volume) {
             return Ok(false);
         }
-        self.store.destroy(volume)?;
+        self.throw_away(volume)?;
         if let Volume::Session(attempt) = volume {
             self.owners().remove(&attempt);
         }
@@ -262,11 +275,21 @@ impl Shared {
         Ok(true)
     }
 
+    /// Destroys a clone, and lets go of the version that it was made from.
+    fn throw_away(&self, volume: Volume) -> Result<(), VolumeError> {
+        match self.store.info(volume)? {
+            Some(info) => remove_clone(&*self.store, &info),
+            None => Ok(()),
+        }
+    }
+
     fn report(&self, snapshot: &Snapshot, info: &VolumeInfo) -> CloneReport {
-        let origin = match info.origin.as_ref().map(|o| o.volume) {
-            Some(Volume::Image(image)) => Some(image),
+        let base = match info.origin.as_ref().map(|o| o.volume) {
+            Some(Volume::Image(id)) => Some(id),
             _ => None,
         };
+        let version = base.and_then(|id| snapshot.version(id));
+        let origin = version.map(|v| v.image_id).or(base);
         let (client_id, session_id, image_id, mode) = match info.volume {
             Volume::Session(attempt) => {
                 let client = self.owners().get(&attempt).copied();
@@ -284,6 +307,8 @@ impl Shared {
             of.max_by_key(|h| h.connection).cloned()
         });
         let last = self.last(info.volume);
+        let quota = self.quota(info.volume);
+        let bytes = |n| i64::try_from(n).unwrap_or(i64::MAX);
         CloneReport {
             name: info.volume.to_string(),
             mode,
@@ -293,8 +318,12 @@ impl Shared {
             image_name: image_id
                 .and_then(|id| snapshot.image(id))
                 .map(|i| i.name.clone()),
-            size_bytes: i64::try_from(info.size).unwrap_or(i64::MAX),
-            used_bytes: i64::try_from(info.used).unwrap_or(i64::MAX),
+            version_name: version.map(|v| v.name.clone()),
+            size_bytes: bytes(info.size),
+            used_bytes: bytes(info.used),
+            referenced_bytes: bytes(info.referenced),
+            own_bytes: quota.as_ref().and_then(|q| q.written()).map(bytes),
+            quota_bytes: quota.and_then(|q| q.limit()).map(bytes),
             last_attached_at: hold.as_ref().map(|h| h.since).or(last.attached),
             idle_since: if hold.is_some() { None } else { last.idle },
             protocol: hold.as_ref().map(|h| h.protocol),
@@ -315,29 +344,89 @@ pub enum NotReset {
 }
 
 impl Disks {
-    /// Removes a client's persistent disks, so that its next boot begins with a clean one.
-    /// Returns how many there were. Blocks.
+    /// Removes a client's persistent disks, of all images or of one, so that its next boot begins
+    /// with a clean one. Returns how many there were. Blocks; versions that were made from them get a copy of what
+    /// they need first. What a crash cuts short is finished at the next start.
     ///
     /// # Errors
     /// See [`NotReset`].
-    pub fn reset(&self, client: Uuid) -> Result<usize, NotReset> {
+    pub fn reset(&self, client: Uuid, image: Option<Uuid>) -> Result<usize, NotReset> {
+        self.reset_noting(client, image, None)
+    }
+
+    /// The same with the disk of a maintenance that began at that time. The intention stays in the
+    /// journal: whoever ends the maintenance in the catalog ends it, too.
+    ///
+    /// # Errors
+    /// See [`NotReset`].
+    pub fn discard(&self, client: Uuid, image: Uuid, begun: Timestamp) -> Result<(), NotReset> {
+        self.reset_noting(client, Some(image), Some(begun))
+            .map(drop)
+    }
+
+    fn reset_noting(
+        &self,
+        client: Uuid,
+        image: Option<Uuid>,
+        maintenance: Option<Timestamp>,
+    ) -> Result<usize, NotReset> {
         let shared = &self.shared;
         let desk = shared.desk(client);
+        let personal = |v: &Volume| is_personal(*v, client, image);
+        // Before its turn: this may take long, and changes nothing that the machine sees.
+        if !desk.holds().iter().any(|hold| personal(&hold.volume)) {
+            for info in shared.store.list()? {
+                if personal(&info.volume) {
+                    free_of(&*shared.store, info.volume, &shared.cancel)?;
+                }
+            }
+        }
+        steps::reach(Step::ResetFreed);
         let _one = desk.serial();
-        let personal =
-            |v: &Volume| matches!(v, Volume::Personal { client: of, .. } if *of == client);
-        if desk.holds().iter().any(|hold| personal(&hold.volume)) {
+        let over = shared.keeps_writing(client).is_none();
+        if !desk.vacate(over, |hold| personal(&hold.volume)) {
             return Err(NotReset::InUse);
         }
+        // Not before: the next start finishes it without asking whether a machine has the disk.
+        let intent = Intent::Reset {
+            client,
+            image,
+            maintenance,
+        };
+        shared.noted(|journal| journal.note(intent, None))?;
+        steps::reach(Step::ResetBegun);
+        let removed = shared.remove_all(&personal);
+        steps::reach(Step::ResetGone);
+        if removed.is_err() || maintenance.is_none() {
+            shared.noted(|journal| journal.end(client))?;
+        }
+        shared.changed.notify_one();
+        Ok(removed?)
+    }
+}
+
+impl Shared {
+    /// Does something with the journal of intentions, if there is one.
+    fn noted(
+        &self,
+        what: impl FnOnce(&crate::storage::Pending) -> Result<(), StorageError>,
+    ) -> Result<(), VolumeError> {
+        let done = self.journal.get().map_or(Ok(()), what);
+        done.map_err(|e| VolumeError::Io {
+            what: "the journal of intentions".to_owned(),
+            source: std::io::Error::other(e),
+        })
+    }
+
+    fn remove_all(&self, of: &dyn Fn(&Volume) -> bool) -> Result<usize, VolumeError> {
         let mut removed = 0;
-        for info in shared.store.list()? {
-            if personal(&info.volume) {
-                shared.store.destroy(info.volume)?;
-                shared.forget(info.volume);
+        for info in self.store.list()? {
+            if of(&info.volume) {
+                remove_clone(&*self.store, &info)?;
+                self.forget(info.volume);
                 removed += 1;
             }
         }
-        shared.changed.notify_one();
         Ok(removed)
     }
 }

@@ -38,6 +38,7 @@ pub struct DiskMetrics {
     cloned: Family<ModeLabel, Counter>,
     reclaimed: Counter,
     clones: Gauge,
+    over_quota: Counter,
     read: Counter,
     written: Counter,
 }
@@ -68,6 +69,11 @@ impl DiskMetrics {
             self.reclaimed.clone(),
         );
         r.register("clones", "Clones in the store", self.clones.clone());
+        r.register(
+            "over_quota",
+            "Disks whose machine had written as much as its quota lets it",
+            self.over_quota.clone(),
+        );
         r.register(
             "read_bytes",
             "Read over connections that have ended",
@@ -107,6 +113,10 @@ impl DiskMetrics {
 
     pub(super) fn reclaimed(&self) {
         self.reclaimed.inc();
+    }
+
+    pub(super) fn over_quota(&self) {
+        self.over_quota.inc();
     }
 
     pub(super) fn clones(&self, count: usize) {

@@ -9,15 +9,18 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::attachment::{Attachment, Gate, Seen, Usage};
-use super::desk::{Desk, Hold, Verdict};
+use super::desk::{Desk, Hold, PATIENCE, PATIENCE_WITH_ANOTHER, Verdict};
 use super::door::{ChapSecrets, DiskDoor, Login, NoDisk, Proof};
 use super::metrics::DiskMetrics;
+use super::quota::Quota;
 use crate::boot::disk_words::SERVER_NAME;
 use crate::boot::session::{CloneOrigin, DiskLogin, DiskUse, Evidence, Observation};
 use crate::boot::token::{self, Chap};
@@ -25,7 +28,7 @@ use crate::boot::tracker::{Known, OpenAttempt, Tracker};
 use crate::cache::{Snapshot, View};
 use crate::clock::Clock;
 use crate::model::{DiskIdentity, DiskMode, ImageKind, MacAddr, Timestamp};
-use crate::storage::{Access, BlockDevice, SnapshotId, Storage, Volume, VolumeError};
+use crate::storage::{Access, BlockDevice, Pending, SnapshotId, Storage, Volume, VolumeError};
 
 /// The disks; clones share them.
 #[derive(Clone)]
@@ -45,10 +48,18 @@ pub(super) struct Shared {
     closed: AtomicBool,
     /// Wakes the keeper: a clone was made, or a connection came or went.
     pub(super) changed: Notify,
+    /// Ends long work on the store.
+    pub(super) cancel: CancellationToken,
+    /// What is begun with disks is written down here.
+    pub(super) journal: OnceLock<Pending>,
     /// Which client an ephemeral clone is of, as far as this run has seen.
     pub(super) owners: Mutex<HashMap<Uuid, Uuid>>,
     /// When clones were last logged in to and let go of, in this run.
     times: Mutex<HashMap<Volume, Times>>,
+    /// Persistent disks that began anew in this run, and when.
+    renewed: Mutex<HashMap<Volume, Timestamp>>,
+    /// Of clones that were opened in this run.
+    pub(super) quotas: Mutex<HashMap<Volume, Arc<Quota>>>,
 }
 
 /// When a clone was last used.
@@ -71,7 +82,10 @@ struct Opened {
     volume: Volume,
     mode: DiskMode,
     origin: CloneOrigin,
+    /// The version of the image that it was made from.
+    version: Option<(Uuid, String)>,
     device: Arc<dyn BlockDevice>,
+    quota: Arc<Quota>,
 }
 
 impl Disks {
@@ -88,12 +102,23 @@ impl Disks {
             connections: AtomicU64::new(1),
             closed: AtomicBool::new(false),
             changed: Notify::new(),
+            cancel: CancellationToken::new(),
+            journal: OnceLock::new(),
             owners: Mutex::default(),
             times: Mutex::default(),
+            quotas: Mutex::default(),
+            renewed: Mutex::default(),
         };
         Self {
             shared: Arc::new(shared),
         }
+    }
+
+    /// Has what is done in several steps written down in that journal; the first call counts.
+    #[must_use]
+    pub fn with_journal(self, journal: Pending) -> Self {
+        let _ = self.shared.journal.set(journal);
+        self
     }
 
     /// The numbers.
@@ -108,17 +133,32 @@ impl Disks {
         &self.shared.store
     }
 
-    /// True if the disk of an image lies on this server. Blocks for a moment.
+    /// True if this server has the disk that a client would get: its own one, or the version
+    /// of the image that it follows. Blocks for a moment.
     #[must_use]
-    pub fn has_image(&self, image: Uuid) -> bool {
-        let base = SnapshotId::base(image);
-        match self.shared.store.info(base.volume) {
-            Ok(info) => info.is_some_and(|i| i.snapshots.contains(&base.name)),
-            Err(error) => {
-                tracing::warn!(image.id = %image, %error, "the disk of an image can't be looked at");
-                false
+    pub fn has_disk(&self, client: Uuid, image: Uuid) -> bool {
+        let snapshot = self.shared.view.get();
+        let persistent = snapshot.disk_mode(client, image) == Some(DiskMode::Persistent);
+        let own = Volume::Personal { client, image };
+        let base = SnapshotId::base(version_volume(&snapshot, client, image));
+        let look = || {
+            if persistent && self.shared.store.info(own)?.is_some() {
+                return Ok(true);
             }
-        }
+            let info = self.shared.store.info(base.volume)?;
+            Ok::<_, VolumeError>(info.is_some_and(|i| i.snapshots.contains(&base.name)))
+        };
+        look().unwrap_or_else(|error| {
+            tracing::warn!(image.id = %image, %error, "the disk of an image can't be looked at");
+            false
+        })
+    }
+
+    /// True if this server keeps a client's own disk of an image. Blocks for a moment.
+    #[must_use]
+    pub fn has_own_disk(&self, client: Uuid, image: Uuid) -> bool {
+        let own = self.shared.store.info(Volume::Personal { client, image });
+        own.is_ok_and(|info| info.is_some())
     }
 
     /// True if a connection has a client's disk; costs nothing.
@@ -133,16 +173,33 @@ impl Disks {
     /// a blocking thread. `but`: a boot whose connections are of no concern.
     #[must_use]
     pub fn settle(&self, client: Uuid, but: Option<Uuid>) -> Verdict {
+        self.settle_within(PATIENCE, client, |hold| Some(hold.attempt) != but)
+    }
+
+    /// The same for a newcomer that says it is another machine (by its SMBIOS UUID): the old
+    /// connection has fifteen seconds.
+    #[must_use]
+    pub fn settle_with_another(&self, client: Uuid) -> Verdict {
+        self.settle_within(PATIENCE_WITH_ANOTHER, client, |_| true)
+    }
+
+    fn settle_within(
+        &self,
+        patience: Duration,
+        client: Uuid,
+        of: impl Fn(&Hold) -> bool,
+    ) -> Verdict {
         let Some(desk) = self.shared.desks().get(&client).cloned() else {
             return Verdict::Free;
         };
         let _one = desk.serial();
-        desk.settle(|hold| Some(hold.attempt) != but)
+        desk.settle(patience, of)
     }
 
     /// Gives no disk out any more; the server stops.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::Relaxed);
+        self.shared.cancel.cancel();
     }
 }
 
@@ -164,8 +221,26 @@ impl Shared {
         self.times().get(&volume).copied().unwrap_or_default()
     }
 
+    /// A persistent disk is another one from now on.
+    pub(super) fn renewed(&self, volume: Volume) {
+        let mut renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        renewed.insert(volume, self.clock.now());
+    }
+
+    /// True if a boot began before its disk did: ids of boots tell their time.
+    fn is_older(&self, boot: Uuid, volume: Volume) -> bool {
+        let renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(renewed) = renewed.get(&volume) else {
+            return false;
+        };
+        let begun = boot.get_timestamp().map(|t| t.to_unix().0);
+        let renewed = u64::try_from(renewed.timestamp()).unwrap_or(0);
+        begun.is_some_and(|begun| begun <= renewed)
+    }
+
     pub(super) fn forget(&self, volume: Volume) {
         self.times().remove(&volume);
+        self.forget_quota(volume);
     }
 
     pub(super) fn desk(&self, client: Uuid) -> Arc<Desk> {
@@ -226,7 +301,7 @@ impl Shared {
         let _one = desk.serial();
         // It may have begun anew while this login waited for its turn.
         let boot = self.boot(boot.id)?;
-        let others = desk.settle(|hold| hold.attempt != boot.id);
+        let others = desk.settle(PATIENCE, |hold| hold.attempt != boot.id);
         if matches!(others, Verdict::Taken { .. }) {
             return Err(NoDisk::InUse);
         }
@@ -246,7 +321,7 @@ impl Shared {
 
     /// The boot's clone, found or made, and opened.
     fn open(
-        &self,
+        self: &Arc<Self>,
         snapshot: &Snapshot,
         boot: &OpenAttempt,
         client: Uuid,
@@ -257,17 +332,23 @@ impl Shared {
             Some(mode) => mode,
             // Known to the store, if not to the tracker: rows may have been lost in an outage.
             None if self.store.info(session).map_err(refusal)?.is_some() => DiskMode::Ephemeral,
-            None => snapshot
-                .client(client)
-                .map(|c| c.disk_mode)
-                .ok_or(NoDisk::BootOver)?,
+            None => snapshot.disk_mode(client, image).ok_or(NoDisk::BootOver)?,
         };
         let volume = match mode {
             DiskMode::Ephemeral => session,
             DiskMode::Persistent => Volume::Personal { client, image },
         };
-        let origin = if self.store.info(volume).map_err(refusal)?.is_some() {
-            CloneOrigin::Found
+        let found = self.store.info(volume).map_err(refusal)?;
+        // What a machine has read in this boot may be of a disk that is gone.
+        if boot.disk_mode.is_some() && self.is_older(boot.id, volume) {
+            return Err(NoDisk::NotStored);
+        }
+        let (origin, base) = if let Some(found) = found {
+            let base = match found.origin.map(|origin| origin.volume) {
+                Some(Volume::Image(id)) => Some(id),
+                _ => None,
+            };
+            (CloneOrigin::Found, base)
         } else {
             // What it has read in this boot was of a clone that is gone: to put another disk
             // under a running machine would tear its file system.
@@ -278,21 +359,31 @@ impl Shared {
             if known.is_none_or(|i| i.kind != ImageKind::Disk) {
                 return Err(NoDisk::NoImage);
             }
+            // From here on it is this boot's version, whatever is released meanwhile.
+            let base = version_volume(snapshot, client, image);
             self.store
-                .clone_volume(&SnapshotId::base(image), volume)
+                .clone_volume(&SnapshotId::base(base), volume)
                 .map_err(refusal)?;
+            // Its hold follows by the keeper: the clone keeps its version as well, and a machine that
+            // waits for its disk need not wait for one more sync.
             self.metrics.cloned(mode);
-            CloneOrigin::New
+            (CloneOrigin::New, Some(base))
         };
         let device = self.store.open(volume, Access::Write).map_err(refusal)?;
         if mode == DiskMode::Ephemeral {
             self.owners().insert(boot.id, client);
         }
+        let quota = Quota::new(volume, client, image, device.info());
+        let quota = self.take_quota(quota, origin == CloneOrigin::New);
         Ok(Opened {
             volume,
             mode,
             origin,
+            version: base
+                .and_then(|id| snapshot.version(id))
+                .map(|v| (v.id, v.name.clone())),
             device,
+            quota,
         })
     }
 
@@ -311,7 +402,8 @@ impl Shared {
             let (shared, desk) = (self.clone(), desk.clone());
             Box::new(move |seen| shared.witness(&desk, (attempt, mac), connection, seen))
         };
-        let attachment = Attachment::new(identity, attempt, opened.device, gate.clone(), witness);
+        let attachment = Attachment::new(identity, attempt, opened.device, gate.clone(), witness)
+            .limited(opened.quota);
         let now = self.clock.now();
         self.times().entry(opened.volume).or_default().attached = Some(now);
         desk.holds().push(Hold {
@@ -330,6 +422,7 @@ impl Shared {
         tracing::info!(
             client.mac = %mac, session.id = %attempt, protocol = %login.protocol, peer = %login.peer,
             initiator = login.initiator, volume = %opened.volume, clone = %opened.origin,
+            version = opened.version.as_ref().map(|v| v.1.as_str()),
             "disk attached"
         );
         self.tell(
@@ -341,6 +434,7 @@ impl Shared {
                 peer: login.peer,
                 mode: opened.mode,
                 clone: opened.origin,
+                version: opened.version,
             }),
         );
         self.changed.notify_one();
@@ -353,6 +447,14 @@ impl Shared {
         let what = match seen {
             Seen::FirstRead => Evidence::DiskRead { connection },
             Seen::FirstWrite => Evidence::DiskWritten { connection },
+            Seen::OverQuota { limit } => {
+                self.metrics.over_quota();
+                tracing::warn!(
+                    client.mac = %mac, session.id = %attempt, limit,
+                    "a machine has written as much to its disk as its quota lets it"
+                );
+                Evidence::DiskQuota { limit }
+            }
             Seen::Detached(usage) => {
                 let hold = desk.gone(connection);
                 if let Some(hold) = &hold {
@@ -399,6 +501,13 @@ pub(super) const fn used(connection: u64, usage: Usage) -> DiskUse {
         read: usage.read,
         written: usage.written,
     }
+}
+
+/// The volume that a client's disk of an image is made from: that of the version it follows.
+/// An image that is not in the picture with its versions has its first one.
+pub(in crate::boot) fn version_volume(snapshot: &Snapshot, client: Uuid, image: Uuid) -> Uuid {
+    let version = snapshot.version_for(client, image);
+    version.map_or(image, |version| version.id)
 }
 
 fn refusal(error: VolumeError) -> NoDisk {

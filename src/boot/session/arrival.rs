@@ -129,7 +129,13 @@ pub fn reached(stage: Stage, mark: Stage) -> bool {
 }
 
 fn other_machine(now: &Standing, caller: Caller) -> bool {
-    match (now.smbios_uuid, caller.smbios_uuid) {
+    are_others(now.smbios_uuid, caller.smbios_uuid)
+}
+
+/// True if two SMBIOS UUIDs are known, and of two machines.
+#[must_use]
+pub fn are_others(known: Option<Uuid>, new: Option<Uuid>) -> bool {
+    match (known, new) {
         (Some(known), Some(new)) => !same_uuid(known, new),
         _ => false,
     }

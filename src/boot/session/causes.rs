@@ -121,6 +121,8 @@ pub fn silence(scene: &Scene<'_>) -> String {
         | Stage::TransferBroken
         | Stage::ForeignServer
         | Stage::DiskDetached
+        | Stage::DiskQuota
+        | Stage::Answers
         | Stage::Restarted
         | Stage::Error
         | Stage::Ended => "nothing more was heard of the machine".to_owned(),

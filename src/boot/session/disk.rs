@@ -150,6 +150,12 @@ impl Boot {
                 self.disk.written = true;
                 self.disk_used_first(at, Stage::DiskWritten, *connection, out);
             }
+            Evidence::DiskQuota { limit } => {
+                let sentence = "it has written as much to its disk as its quota lets it";
+                let mut detail = json!({"limit_bytes": limit, "sentence": sentence});
+                self.mark_late(&mut detail);
+                self.note(at, Stage::DiskQuota, detail, Row::OncePerDetail, out);
+            }
             Evidence::DiskUsed(moved) => self.disk.moved(*moved),
             Evidence::DiskDetached { moved, cause } => {
                 self.disk.gone(*moved, at);
@@ -187,10 +193,17 @@ impl Boot {
         }
         disk.mode.get_or_insert(login.mode);
         disk.logged_in(at);
+        if let Some((id, name)) = &login.version {
+            self.attempt.version_id = Some(*id);
+            self.attempt.version_name = Some(name.clone());
+        }
         let mut detail = json!({
             "protocol": login.protocol, "peer": login.peer.to_string(), "clone": login.clone.as_str(),
             "mode": login.mode, "login": disk.logins,
         });
+        if let Some((_, name)) = &login.version {
+            detail["version"] = json!(name);
+        }
         self.mark_late(&mut detail);
         if !self.is_open() {
             return self.note(at, Stage::DiskAttached, detail, Row::Always, out);

@@ -105,6 +105,8 @@ pub struct DiskLogin {
     pub mode: DiskMode,
     /// Whether its copy of the image was made for this login.
     pub clone: CloneOrigin,
+    /// The version of the image that it was made from, by id and name, where that is known.
+    pub version: Option<(Uuid, String)>,
 }
 
 crate::model::words! {
@@ -239,6 +241,11 @@ pub enum Evidence {
         /// Which connection.
         connection: u64,
     },
+    /// A write to its disk was refused: it has written as much as it may.
+    DiskQuota {
+        /// Bytes that it may write.
+        limit: u64,
+    },
     /// What a connection to its disk has moved so far.
     DiskUsed(DiskUse),
     /// A connection to its disk is gone.
@@ -255,6 +262,8 @@ pub enum Evidence {
         /// For people.
         sentence: String,
     },
+    /// Its boot had been given up, and it answered an ARP request: it is on.
+    Answers,
     /// Its lease was released by the OS.
     Released,
     /// It takes an address of another DHCP server (`context.client_ip`): no stage of its

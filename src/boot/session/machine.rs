@@ -81,8 +81,8 @@ impl TurnedAway {
 /// may still come.
 ///
 /// **Late evidence.** After the end only the first `up`, `beat` and `bye` are written, each
-/// as an event with `late: true`, and what its disk tells, with the bytes that went over it;
-/// no status changes. All other evidence is dropped.
+/// as an event with `late: true`, what its disk tells, with the bytes that went over it, and
+/// that it answered ARP when it had been given up; no status changes. All other evidence is dropped.
 ///
 /// **Repeats.** The same packet again (a ROM in a loop) is no new row: it is counted, and the
 /// counts stand in the detail of the last event (`repeats`).
@@ -212,6 +212,8 @@ impl Boot {
             reason: None,
             disk_bytes_read: 0,
             disk_bytes_written: 0,
+            version_id: None,
+            version_name: None,
         };
         let mut boot = Self::blank(rules, attempt, at);
         boot.first = speaker;
@@ -337,6 +339,12 @@ impl Boot {
         self.finish(before, out)
     }
 
+    /// Another server goes on with it: the row is all that is left to write.
+    pub fn hand_over(&mut self, server: Uuid) -> Vec<Effect> {
+        self.attempt.server_id = server;
+        vec![Effect::Attempt(self.attempt.clone())]
+    }
+
     /// Another machine with this one's MAC was turned away.
     pub fn turn_away(&mut self, newcomer: &Observation, why: TurnedAway) -> Vec<Effect> {
         let before = (self.attempt.clone(), self.session.clone());
@@ -399,6 +407,7 @@ impl Boot {
             Evidence::DiskAttached(_)
             | Evidence::DiskRead { .. }
             | Evidence::DiskWritten { .. }
+            | Evidence::DiskQuota { .. }
             | Evidence::DiskUsed(_)
             | Evidence::DiskDetached { .. }
             | Evidence::DiskRefused { .. } => {
@@ -406,6 +415,18 @@ impl Boot {
                 let mut out = Vec::new();
                 self.judge_disk(seen, &mut out);
                 return self.finish(before, out);
+            }
+            Evidence::Answers => {
+                let mut out = Vec::new();
+                let detail = json!({"late": true, "by": "arp"});
+                self.note(
+                    seen.at,
+                    Stage::Answers,
+                    detail,
+                    Row::OncePerDetail,
+                    &mut out,
+                );
+                return out;
             }
             Evidence::Up => (0, Stage::Up),
             Evidence::Beat => (1, Stage::Up),

@@ -21,7 +21,7 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
-pub use arrival::{Arrival, Standing, arrival};
+pub use arrival::{Arrival, Standing, are_others, arrival};
 pub use evidence::{
     BootFile, CloneOrigin, Context, DiskLogin, DiskUse, Door, Evidence, Observation, Speaker,
 };

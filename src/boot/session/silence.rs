@@ -259,6 +259,10 @@ impl Boot {
         if end.inferred {
             detail["inferred"] = json!(true);
         }
+        // Whoever holds its disk is on, whatever else it does not do.
+        if end.outcome == AttemptOutcome::Failed && self.disk.is_open() {
+            detail["disk"] = json!("open");
+        }
         let repeats = self.repeats();
         if !repeats.is_empty() {
             detail["repeats"] = Value::Object(repeats);

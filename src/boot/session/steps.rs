@@ -135,12 +135,14 @@ impl Boot {
             Evidence::DiskAttached(_)
             | Evidence::DiskRead { .. }
             | Evidence::DiskWritten { .. }
+            | Evidence::DiskQuota { .. }
             | Evidence::DiskUsed(_)
             | Evidence::DiskDetached { .. }
             | Evidence::DiskRefused { .. } => self.judge_disk(seen, out),
             Evidence::Released => self.released(at, out),
-            // What came along has been learnt already.
-            Evidence::Located => {}
+            // What came along has been learnt already; what is asked of a boot that was given up says
+            // nothing of an open one.
+            Evidence::Located | Evidence::Answers => {}
         }
     }
 

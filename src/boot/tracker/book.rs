@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{Caps, OpenAttempt};
 use crate::boot::session::arrival::Caller;
 use crate::boot::session::{
-    Arrival, Boot, Effect, Evidence, Observation, Rules, Speaker, TurnedAway, arrival,
+    Arrival, Boot, Effect, Evidence, Observation, Rules, Speaker, TurnedAway, are_others, arrival,
 };
 use crate::model::{Attempt, BootEvent, BootSession, MacAddr, Timestamp};
 
@@ -249,6 +249,25 @@ impl Book {
         }
     }
 
+    /// Forgets an open attempt that another server goes on with; the row says which.
+    pub(super) fn hand_over(&mut self, id: Uuid, server: Uuid) -> Vec<Step> {
+        let Some(mac) = self.by_id.remove(&id) else {
+            return Vec::new();
+        };
+        let Some(mut boot) = self.open.remove(&mac) else {
+            return Vec::new();
+        };
+        self.strangers.remove(&mac);
+        if let Some(address) = boot.attempt().client_ip
+            && self.by_address.get(&address) == Some(&mac)
+        {
+            self.by_address.remove(&address);
+        }
+        let before = boot.last_event_at();
+        let effects = boot.hand_over(server);
+        vec![step_of(&boot, before, effects)]
+    }
+
     pub(super) fn by_mac(&self, mac: MacAddr) -> Option<OpenAttempt> {
         self.open.get(&mac).map(view)
     }
@@ -269,6 +288,15 @@ impl Book {
         over.may_attach &=
             self.ended_of.get(&over.mac) == Some(&id) && !self.open.contains_key(&over.mac);
         Some(over)
+    }
+
+    /// An open attempt that a machine with another SMBIOS UUID began, or with none: what had no
+    /// UUID for its ROM and its loader has none now.
+    pub(super) fn is_of_another(&self, mac: MacAddr, smbios_uuid: Option<Uuid>) -> bool {
+        self.open.get(&mac).is_some_and(|boot| {
+            let known = boot.attempt().smbios_uuid;
+            known.is_none() && smbios_uuid.is_some() || are_others(known, smbios_uuid)
+        })
     }
 
     /// A machine that is booting or runs, or that ended by silence and has spoken since.

@@ -65,6 +65,9 @@ pub struct OpenAttempt {
     pub ended_at: Option<Timestamp>,
 }
 
+/// How long the rows of an attempt that comes from another server are waited for.
+const ADOPTION: std::time::Duration = std::time::Duration::from_secs(4);
+
 /// Bounds of what is kept in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caps {
@@ -183,6 +186,48 @@ impl Tracker {
         known(&book, id)
     }
 
+    /// Gives an open attempt to another server, which goes on with it ([`Tracker::adopt`]);
+    /// nothing more is written of it here.
+    pub fn hand_over(&self, id: Uuid, server: Uuid) {
+        let mut book = self.shared.book();
+        let steps = book.hand_over(id, server);
+        self.shared.record(&book, steps);
+    }
+
+    /// Goes on with an attempt that another server has given to this one. Its rows may still
+    /// be on their way: they are waited for, a little.
+    pub async fn adopt(&self, id: Uuid) -> Option<OpenAttempt> {
+        let looked = tokio::time::timeout(ADOPTION, async {
+            loop {
+                match self.shared.catalog.get_attempt(id).await {
+                    Ok(Some((attempt, ..))) if attempt.ended_at.is_some() => return None,
+                    Ok(Some((attempt, events, session)))
+                        if attempt.server_id == self.shared.server_id =>
+                    {
+                        return Some((attempt, events, session));
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        warn!(session.id = %id, %error, "a boot from another server can't be read");
+                    }
+                }
+                tokio::time::sleep(ADOPTION / 20).await;
+            }
+        });
+        let (attempt, events, session) = looked.await.ok().flatten()?;
+        let mut book = self.shared.book();
+        let steps = book.recall(attempt, &events, session, self.shared.clock.now());
+        self.shared.record(&book, steps);
+        info!(session.id = %id, "going on with a boot that another server began");
+        book.by_id(id)
+    }
+
+    /// The server that it writes for.
+    #[must_use]
+    pub fn server_id(&self) -> Uuid {
+        self.shared.server_id
+    }
+
     /// Takes note that a machine was refused because the one of that attempt has the disk.
     pub fn turn_away(&self, id: Uuid, newcomer: Observation) {
         let mut book = self.shared.book();
@@ -219,6 +264,12 @@ impl Tracker {
     #[must_use]
     pub fn is_live(&self, mac: MacAddr) -> bool {
         self.shared.book().is_live(mac, self.shared.clock.now())
+    }
+
+    /// True if a machine's attempt is open and was begun by a machine with another SMBIOS UUID.
+    #[must_use]
+    pub fn is_of_another(&self, mac: MacAddr, smbios_uuid: Option<Uuid>) -> bool {
+        self.shared.book().is_of_another(mac, smbios_uuid)
     }
 
     /// Events as they happen; a watcher that is too slow misses some and is told so.

@@ -171,6 +171,8 @@ mod tests {
             reason: None,
             disk_bytes_read: 0,
             disk_bytes_written: 0,
+            version_id: None,
+            version_name: None,
         })
     }
 

@@ -1,7 +1,9 @@
-//! `dls image`: what machines boot. `transfer`: disk files to the server and back. `meter`:
-//! how far something long is.
+//! `dls image`: what machines boot. `transfer`: disk files to the server and back. `check`: would
+//! it boot? `replicas`: versions on several servers. `meter`: how far something long is.
 
+mod check;
 mod meter;
+mod replicas;
 mod transfer;
 
 use std::path::{Path, PathBuf};
@@ -41,7 +43,11 @@ pub(super) enum Command {
         /// Its name
         name: String,
         /// The disk file; an upload that was interrupted goes on by itself
-        file: PathBuf,
+        #[arg(required_unless_present = "on_server")]
+        file: Option<PathBuf>,
+        /// Instead of FILE: a file that lies on the server, below its `[storage] import_dir`
+        #[arg(long, value_name = "PATH", conflicts_with_all = ["file", "restart"])]
+        on_server: Option<String>,
         /// raw, qcow2, vhdx or vmdk [default: as the file begins]
         #[arg(long, value_parser = ["raw", "qcow2", "vhdx", "vmdk"])]
         format: Option<String>,
@@ -54,6 +60,9 @@ pub(super) enum Command {
         /// A base for others
         #[arg(long)]
         template: bool,
+        /// Refuse a disk that would not boot: see `dls image check`
+        #[arg(long)]
+        require_bootable: bool,
         /// Kernel file, for the boot methods iscsi and nbd
         #[arg(long, value_name = "FILE")]
         kernel: Option<PathBuf>,
@@ -62,6 +71,14 @@ pub(super) enum Command {
         initrd: Vec<PathBuf>,
         #[command(flatten)]
         settings: Settings,
+    },
+    /// Say what would stop an image's disk from booting diskless, and the way out
+    Check {
+        /// Name or id
+        image: String,
+        /// What was found last, without looking again
+        #[arg(long)]
+        last: bool,
     },
     /// Write an image's disk to a file
     Export {
@@ -72,6 +89,9 @@ pub(super) enum Command {
         /// Its format
         #[arg(long, value_parser = ["raw", "qcow2", "vhdx"], default_value = "raw")]
         format: String,
+        /// The version [default: the one in production]
+        #[arg(long = "version", value_name = "NAME")]
+        of_version: Option<String>,
     },
     /// Make an image from another one; takes no time and shares its space
     Clone {
@@ -123,6 +143,36 @@ pub(super) enum Command {
         /// Remove what is stored for nobody
         #[arg(long)]
         remove: bool,
+    },
+    /// Send a version of an image to another server of the same catalog
+    Replicate {
+        /// Name or id
+        image: String,
+        /// The server: name or id
+        #[arg(long, value_name = "SERVER")]
+        to: String,
+        /// The version [default: the one in production]
+        #[arg(long = "version", value_name = "NAME")]
+        of_version: Option<String>,
+        /// Return at once: it goes on by itself
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Say which server has which version
+    Replicas {
+        /// Name or id [default: all images]
+        image: Option<String>,
+    },
+    /// Remove a version from a server that others have too, or end its copying
+    RmReplica {
+        /// Name or id
+        image: String,
+        /// The server: name or id
+        #[arg(long = "from", value_name = "SERVER")]
+        from: String,
+        /// The version [default: the one in production]
+        #[arg(long = "version", value_name = "NAME")]
+        of_version: Option<String>,
     },
     /// Show one image
     Show {
@@ -222,35 +272,60 @@ pub(super) async fn run(remote: Remote, command: Command) -> Result<(), Failure>
         Command::Import {
             name,
             file,
+            on_server,
             format,
             sha256,
             restart,
             template,
+            require_bootable,
             kernel,
             initrd,
             settings,
         } => {
+            let mut fields = settings.parameters(template);
+            if require_bootable {
+                fields.push(("require_bootable", "true".to_owned()));
+            }
+            let file = file.unwrap_or_default();
             let wanted = transfer::Import {
                 name: &name,
                 file: &file,
                 format,
                 sha256,
-                fields: settings.parameters(template),
+                fields,
                 restart,
             };
-            let mut made = transfer::import(&remote, wanted).await?;
+            let mut made = match on_server {
+                Some(path) => transfer::import_on_server(&remote, wanted, &path).await?,
+                None => transfer::import(&remote, wanted).await?,
+            };
             if let Some(kernel) = kernel {
                 let path = format!("/api/v1/images/{}/files", segment(&name));
                 made = upload(&remote, &path, None, &kernel, &initrd).await?;
             }
             show(&remote, made).await
         }
+        Command::Replicate {
+            image,
+            to,
+            of_version,
+            no_wait,
+        } => replicas::replicate(&remote, &image, &to, of_version.as_deref(), !no_wait).await,
+        Command::Replicas { image } => replicas::list(&remote, image.as_deref()).await,
+        Command::RmReplica {
+            image,
+            from,
+            of_version,
+        } => replicas::remove(&remote, &image, &from, of_version.as_deref()).await,
+        Command::Check { image, last } => check::run(&remote, &image, last).await,
         Command::Export {
             image,
             file,
             format,
+            of_version,
         } => {
-            transfer::export(&remote, &image, &file, &format).await?;
+            let version = of_version.as_deref();
+            transfer::export(&remote, &image, &file, &format, version).await?;
             if remote.wants_json() {
                 return Ok(());
             }
@@ -455,6 +530,10 @@ async fn show(remote: &Remote, value: Value) -> Result<(), Failure> {
     let used = usage.get("used_bytes").and_then(Value::as_i64);
     let is_disk = image.kind == ImageKind::Disk;
     let of_disk = |text: String| if is_disk { text } else { String::new() };
+    let checked = match is_disk {
+        true => check::last(remote, &image.id.to_string()).await?,
+        false => String::new(),
+    };
     output::card(&[
         ("name", image.name.clone()),
         ("id", image.id.to_string()),
@@ -464,6 +543,7 @@ async fn show(remote: &Remote, value: Value) -> Result<(), Failure> {
         ("sha256", image.sha256.clone().unwrap_or_default()),
         ("source", image.source_format.clone().unwrap_or_default()),
         ("boot method", of_disk(image.boot_method.to_string())),
+        ("check", checked),
         (
             "template",
             if image.is_template { "yes" } else { "" }.to_owned(),

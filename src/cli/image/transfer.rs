@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use reqwest::{Method, StatusCode, header};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
@@ -63,6 +63,39 @@ pub(super) async fn import(remote: &Remote, wanted: Import<'_>) -> Result<Value,
             }))
         }
     }
+}
+
+/// Has the server import a file that lies there, and waits until the image is there.
+pub(super) async fn import_on_server(
+    remote: &Remote,
+    wanted: Import<'_>,
+    path: &str,
+) -> Result<Value, Failure> {
+    let mut body = Map::new();
+    body.insert("name".to_owned(), wanted.name.into());
+    body.insert("path".to_owned(), path.into());
+    let texts = [("format", wanted.format), ("sha256", wanted.sha256)];
+    for (field, text) in texts {
+        if let Some(text) = text {
+            body.insert(field.to_owned(), text.into());
+        }
+    }
+    for (field, text) in wanted.fields {
+        let value = match (field, text.as_str()) {
+            ("is_template" | "require_bootable", "true") => true.into(),
+            ("is_template" | "require_bootable", "false") => false.into(),
+            _ => Value::from(text),
+        };
+        body.insert(field.to_owned(), value);
+    }
+    let body = Value::from(body);
+    let begun = remote
+        .fetch(Method::POST, "/api/v1/imports", Some(&body))
+        .await?;
+    let id = begun.get("id").and_then(Value::as_str).unwrap_or_default();
+    watch(remote, id).await?;
+    let image = format!("/api/v1/images/{}", segment(wanted.name));
+    remote.fetch(Method::GET, &image, None).await
 }
 
 async fn send_and_wait(
@@ -302,9 +335,14 @@ pub(super) async fn export(
     image: &str,
     file: &Path,
     format: &str,
+    version: Option<&str>,
 ) -> Result<(), Failure> {
+    let mut query = format!("?format={format}");
+    if let Some(version) = version {
+        query.push_str(&format!("&version={}", segment(version)));
+    }
     tokio::select! {
-        done = fetch_to(remote, image, file, format) => done,
+        done = fetch_to(remote, image, file, &query) => done,
         _ = tokio::signal::ctrl_c() => {
             let _ = std::fs::remove_file(draft_of(file));
             Err(Failure::Failed("interrupted: nothing was written".into()))
@@ -319,7 +357,7 @@ fn draft_of(file: &Path) -> std::path::PathBuf {
     file.with_file_name(name)
 }
 
-async fn fetch_to(remote: &Remote, image: &str, file: &Path, format: &str) -> Result<(), Failure> {
+async fn fetch_to(remote: &Remote, image: &str, file: &Path, query: &str) -> Result<(), Failure> {
     let failed =
         |e: std::io::Error| Failure::Failed(format!("can't write {}: {e}", file.display()));
     if file.symlink_metadata().is_ok() {
@@ -328,7 +366,7 @@ async fn fetch_to(remote: &Remote, image: &str, file: &Path, format: &str) -> Re
             file.display()
         )));
     }
-    let path = format!("/api/v1/images/{}/content?format={format}", segment(image));
+    let path = format!("/api/v1/images/{}/content{query}", segment(image));
     let response = remote
         .send(remote.request_slowly(Method::GET, &path))
         .await?;

@@ -118,6 +118,12 @@ impl Connection {
     }
 }
 
+/// True if a ping's tag is that one or a later one. Several may be asked at a time, and whoever
+/// waits for the first may wake up when a later one was answered, too.
+const fn is_since(answered: u32, tag: u32) -> bool {
+    answered.wrapping_sub(tag) & 0x7fff_ffff < 0x4000_0000
+}
+
 impl Line for Connection {
     fn answers(&self, patience: Duration) -> bool {
         if self.closed_for().is_some() {
@@ -138,9 +144,9 @@ impl Line for Connection {
         let guard = lock(&self.answered);
         let (guard, _) = self
             .heard
-            .wait_timeout_while(guard, patience, |answered| *answered != tag)
+            .wait_timeout_while(guard, patience, |answered| !is_since(*answered, tag))
             .unwrap_or_else(PoisonError::into_inner);
-        *guard == tag
+        is_since(*guard, tag)
     }
 
     fn close(&self) {
@@ -153,5 +159,24 @@ impl fmt::Debug for Connection {
         f.debug_struct("Connection")
             .field("peer", &self.peer)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_answer_is_a_sign_of_life_and_an_earlier_one_is_none() {
+        for (answered, tag, since) in [
+            (7, 7, true),
+            (8, 7, true),
+            (6, 7, false),
+            (0, 1, false),
+            (0, 0x7fff_ffff, true),
+            (0x7fff_ffff, 0, false),
+        ] {
+            assert_eq!(is_since(answered, tag), since, "{answered} {tag}");
+        }
     }
 }

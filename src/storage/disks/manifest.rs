@@ -77,7 +77,8 @@ pub(super) struct Manifest {
     pub(super) size: u64,
     /// The layer that is written.
     pub(super) top: LayerName,
-    /// Oldest first; each with the layer that it froze.
+    /// Oldest first; each with the layer that it froze. One that was removed has no name, and
+    /// goes when nothing lies upon its layer any more.
     pub(super) snapshots: Vec<(SnapshotName, LayerName)>,
     /// What its lowest layer lies upon.
     pub(super) origin: Option<SnapshotId>,
@@ -145,6 +146,12 @@ impl Manifest {
         frozen.chain([self.top])
     }
 
+    /// The names of its snapshots, oldest first.
+    pub(super) fn names(&self) -> impl Iterator<Item = &SnapshotName> {
+        let names = self.snapshots.iter().map(|(name, _)| name);
+        names.filter(|name| **name != SnapshotName::nameless())
+    }
+
     /// The layer that a snapshot froze.
     pub(super) fn frozen(&self, name: &SnapshotName) -> Option<LayerName> {
         let found = self.snapshots.iter().find(|(n, _)| n == name);
@@ -194,7 +201,10 @@ impl Manifest {
             return None;
         }
         let snapshots = written.snapshots.iter().map(|(name, layer)| {
-            let name = name.parse::<SnapshotName>().ok()?;
+            let name = match name.as_str() {
+                "" => SnapshotName::nameless(),
+                name => name.parse().ok()?,
+            };
             Some((name, LayerName::parse(layer)?))
         });
         let origin = match written.origin {

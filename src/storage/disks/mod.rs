@@ -3,22 +3,26 @@
 //!
 //! `manifest`: what is kept of a volume. `shelf`: open layers. `handle`: an open volume.
 //! `ops`: the calls of `Storage`. `opening`: finding a consistent state after anything.
+//! `changes`: what differs between two snapshots. `holds`: who needs a snapshot. `renewal`: a fresh clone in a volume's place.
 //! `import`, `export`: files from and for outside; `qemu`: the child process for them; `vhdx`:
 //! the log of such a file.
 
+mod changes;
 mod export;
 mod handle;
+mod holds;
 mod import;
 mod manifest;
 mod opening;
 mod ops;
 mod qemu;
+mod renewal;
 mod shelf;
 #[cfg(test)]
 mod tests;
 mod vhdx;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -31,7 +35,7 @@ use handle::Disk;
 use manifest::Manifest;
 use shelf::Shelf;
 
-use super::{SnapshotId, Volume, VolumeError};
+use super::{HeldSnapshot, SnapshotId, Volume, VolumeError};
 
 /// Layers below a volume's top before a snapshot has the chain flattened.
 pub const MOST_LAYERS: usize = 8;
@@ -47,6 +51,7 @@ pub struct DiskStore {
 struct Inner {
     staging: PathBuf,
     volumes: PathBuf,
+    holds: PathBuf,
     shelf: Arc<Shelf>,
     state: Mutex<State>,
     /// Set when the store goes: flattening ends.
@@ -65,6 +70,8 @@ struct State {
     claimed: HashSet<Volume>,
     /// Volumes whose manifest can't be read, and why.
     damaged: HashMap<Volume, String>,
+    /// Snapshots that somebody needs.
+    holds: BTreeSet<HeldSnapshot>,
 }
 
 /// A volume.

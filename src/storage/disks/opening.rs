@@ -56,6 +56,7 @@ impl DiskStore {
         let staging = folder("staging").map_err(failed)?;
         let volumes = folder("volumes").map_err(failed)?;
         let layers = folder("layers").map_err(failed)?;
+        let holds = folder("holds").map_err(failed)?;
         let lock = lock_file(&disks.join("lock")).map_err(failed)?;
         if !locked(&lock) {
             return Err(VolumeError::Busy {
@@ -67,7 +68,8 @@ impl DiskStore {
         for entry in fs::read_dir(&staging).map_err(failed)?.flatten() {
             let _ = fs::remove_file(entry.path());
         }
-        let state = load(&volumes, &shelf).map_err(failed)?;
+        let mut state = load(&volumes, &shelf).map_err(failed)?;
+        state.holds = super::holds::load(&holds).map_err(failed)?;
         // A manifest that can't be read may name any layer.
         if state.damaged.is_empty() {
             sweep(&layers, &state).map_err(failed)?;
@@ -76,6 +78,7 @@ impl DiskStore {
             inner: Arc::new(Inner {
                 staging,
                 volumes,
+                holds,
                 shelf,
                 state: Mutex::new(state),
                 stopping: Arc::default(),

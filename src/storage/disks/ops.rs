@@ -2,6 +2,7 @@
 //! names it last, in one step; what that step made useless is removed after it.
 
 use std::fs;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,16 +18,16 @@ use crate::storage::directory::sync_folder;
 use crate::storage::layer::Content;
 use crate::storage::layer::format::Geometry;
 use crate::storage::{
-    Access, BlockDevice, DiskFormat, Imported, Progress, SnapshotId, Storage, Volume, VolumeError,
-    VolumeInfo,
+    Access, BlockDevice, DiskFormat, HeldSnapshot, HoldTag, Imported, Progress, SnapshotId,
+    SnapshotName, Storage, Volume, VolumeError, VolumeInfo,
 };
 
 /// Takes a volume's turn.
-fn turn(order: &Mutex<()>) -> MutexGuard<'_, ()> {
+pub(super) fn turn(order: &Mutex<()>) -> MutexGuard<'_, ()> {
     order.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn busy(what: impl ToString, by: impl ToString) -> VolumeError {
+pub(super) fn busy(what: impl ToString, by: impl ToString) -> VolumeError {
     VolumeError::Busy {
         what: what.to_string(),
         by: by.to_string(),
@@ -35,7 +36,7 @@ fn busy(what: impl ToString, by: impl ToString) -> VolumeError {
 
 impl Record {
     /// Refuses if somebody has it open or reads it.
-    fn unused(&self) -> Result<(), VolumeError> {
+    pub(super) fn unused(&self) -> Result<(), VolumeError> {
         let volume = self.manifest.volume;
         if self.disk.strong_count() > 0 {
             return Err(busy(volume, "a machine has it open"));
@@ -48,11 +49,11 @@ impl Record {
 }
 
 impl DiskStore {
-    fn order(&self, volume: Volume) -> Result<Arc<Mutex<()>>, VolumeError> {
+    pub(super) fn order(&self, volume: Volume) -> Result<Arc<Mutex<()>>, VolumeError> {
         Ok(self.state().get(volume)?.order.clone())
     }
 
-    fn short(&self, volume: Volume) -> Result<Arc<Mutex<()>>, VolumeError> {
+    pub(super) fn short(&self, volume: Volume) -> Result<Arc<Mutex<()>>, VolumeError> {
         Ok(self.state().get(volume)?.short.clone())
     }
 
@@ -61,7 +62,7 @@ impl DiskStore {
     }
 
     /// A new layer and the manifest that names it; the layer goes if that fails.
-    fn publish(&self, layer: LayerName, manifest: Manifest) -> Result<(), VolumeError> {
+    pub(super) fn publish(&self, layer: LayerName, manifest: Manifest) -> Result<(), VolumeError> {
         let shelf = &self.inner.shelf;
         let settled = if manifest.settled {
             let settled = shelf.settle(layer);
@@ -82,7 +83,7 @@ impl DiskStore {
         done
     }
 
-    fn new_layer(
+    pub(super) fn new_layer(
         &self,
         form: Form,
         size: u64,
@@ -114,19 +115,66 @@ impl DiskStore {
         }
     }
 
-    fn used(&self, manifest: &Manifest) -> u64 {
+    /// Refuses if something was cloned from a snapshot, or it is held.
+    fn removable(&self, snapshot: &SnapshotId) -> Result<(), VolumeError> {
+        let state = self.state();
+        let is_it = |other: &SnapshotId| other == snapshot;
+        if let Some(user) = state.child(snapshot.volume, is_it) {
+            return Err(busy(snapshot, format!("{user} was cloned from it")));
+        }
+        match state.holder(snapshot.volume, is_it) {
+            Some(holder) => Err(busy(snapshot, holder)),
+            None => Ok(()),
+        }
+    }
+
+    /// Frozen layers without a name that nothing of the volume lies upon any more, because
+    /// what lay there was flattened.
+    fn unneeded(&self, manifest: &Manifest) -> Result<Vec<LayerName>, VolumeError> {
         let shelf = &self.inner.shelf;
-        let bytes = |layer| fs::metadata(shelf.path(layer)).map_or(0, |m| m.blocks() * 512);
-        manifest.layers().map(bytes).sum()
+        let above = manifest.layers().skip(1);
+        let mut free = Vec::new();
+        for ((name, layer), above) in manifest.snapshots.iter().zip(above) {
+            if *name == SnapshotName::nameless() && shelf.below(above)? != Some(*layer) {
+                free.push(*layer);
+            }
+        }
+        Ok(free)
+    }
+
+    fn used(&self, manifest: &Manifest) -> u64 {
+        manifest.layers().map(|layer| self.taken(layer)).sum()
+    }
+
+    fn taken(&self, layer: LayerName) -> u64 {
+        fs::metadata(self.inner.shelf.path(layer)).map_or(0, |m| m.blocks() * 512)
+    }
+
+    /// Bytes of what a volume stands upon.
+    fn below(&self, manifest: &Manifest) -> u64 {
+        let mut sum = 0;
+        let mut next = manifest.origin.clone();
+        while let Some(origin) = next {
+            let Ok(below) = self.manifest(origin.volume) else {
+                break;
+            };
+            let at = below.snapshots.iter().position(|s| s.0 == origin.name);
+            let needed = below.snapshots.iter().take(at.map_or(0, |at| at + 1));
+            sum += needed.map(|s| self.taken(s.1)).sum::<u64>();
+            next = below.origin;
+        }
+        sum
     }
 
     fn describe(&self, manifest: &Manifest) -> VolumeInfo {
+        let used = self.used(manifest);
         VolumeInfo {
             volume: manifest.volume,
             size: manifest.size,
-            used: self.used(manifest),
+            used,
+            referenced: used + self.below(manifest),
             origin: manifest.origin.clone(),
-            snapshots: manifest.snapshots.iter().map(|s| s.0.clone()).collect(),
+            snapshots: manifest.names().cloned().collect(),
             path: format!("disks/layers/{}", manifest.top.file()),
         }
     }
@@ -176,7 +224,7 @@ impl DiskStore {
     }
 
     /// The open disk of a volume.
-    fn disk(&self, volume: Volume) -> Result<Arc<Disk>, VolumeError> {
+    pub(super) fn disk(&self, volume: Volume) -> Result<Arc<Disk>, VolumeError> {
         let short = self.short(volume)?;
         let _short = turn(&short);
         let manifest = {
@@ -363,13 +411,11 @@ impl Storage for DiskStore {
         let at = manifest.snapshots.iter().position(|s| s.0 == snapshot.name);
         let keep = at.map_or(0, |at| at + 1);
         for (later, _) in &manifest.snapshots[keep..] {
-            if let Some(user) = self.state().child(volume, |o| o.name == *later) {
-                let later = SnapshotId {
-                    volume,
-                    name: later.clone(),
-                };
-                return Err(busy(later, format!("{user} was cloned from it")));
-            }
+            let later = SnapshotId {
+                volume,
+                name: later.clone(),
+            };
+            self.removable(&later)?;
         }
         let top = self.new_layer(Form::Qcow2, size, Some(below))?;
         let mut gone: Vec<_> = manifest.snapshots.drain(keep..).map(|s| s.1).collect();
@@ -442,6 +488,9 @@ impl Storage for DiskStore {
             if let Some(user) = state.child(volume, |_| true) {
                 return Err(busy(volume, format!("{user} was cloned from it")));
             }
+            if let Some(holder) = state.holder(volume, |_| true) {
+                return Err(busy(volume, holder));
+            }
             // Nobody finds it from here on, and nobody takes its name before it is gone.
             state.claimed.insert(volume);
             state.volumes.remove(&volume)
@@ -464,9 +513,71 @@ impl Storage for DiskStore {
         Ok(())
     }
 
+    fn remove_snapshot(&self, snapshot: &SnapshotId) -> Result<(), VolumeError> {
+        let volume = snapshot.volume;
+        let order = match self.order(volume) {
+            Err(VolumeError::Missing(_)) => return Ok(()),
+            other => other?,
+        };
+        let _turn = turn(&order);
+        let _pin = self.pin(volume, "a snapshot of it is being removed")?;
+        let short = self.short(volume)?;
+        let _short = turn(&short);
+        let mut manifest = self.manifest(volume)?;
+        let Some(found) = manifest.snapshots.iter_mut().find(|s| s.0 == snapshot.name) else {
+            return Ok(());
+        };
+        self.removable(snapshot)?;
+        // The layers above still read what it has.
+        found.0 = SnapshotName::nameless();
+        let free = self.unneeded(&manifest)?;
+        manifest
+            .snapshots
+            .retain(|(_, layer)| !free.contains(layer));
+        manifest.settled = true;
+        self.store(manifest)?;
+        for layer in free {
+            let removed = self.inner.shelf.remove(layer);
+            removed.map_err(|e| io_error("removing a layer", e))?;
+        }
+        Ok(())
+    }
+
+    fn hold(&self, snapshot: &SnapshotId, tag: HoldTag) -> Result<(), VolumeError> {
+        let snapshot = snapshot.clone();
+        self.hold_now(HeldSnapshot { snapshot, tag })
+    }
+
+    fn release(&self, snapshot: &SnapshotId, tag: HoldTag) -> Result<(), VolumeError> {
+        let snapshot = snapshot.clone();
+        self.release_now(&HeldSnapshot { snapshot, tag })
+    }
+
+    fn holds(&self) -> Result<Vec<HeldSnapshot>, VolumeError> {
+        Ok(self.state().holds.iter().cloned().collect())
+    }
+
     fn open(&self, volume: Volume, access: Access) -> Result<Arc<dyn BlockDevice>, VolumeError> {
         let disk = self.disk(volume)?;
         Ok(Arc::new(Handle { disk, access }))
+    }
+
+    fn changes(
+        &self,
+        from: Option<&SnapshotId>,
+        to: &SnapshotId,
+    ) -> Result<Vec<Range<u64>>, VolumeError> {
+        self.find_changes(from, to)
+    }
+
+    fn own(&self, volume: Volume) -> Result<Vec<Range<u64>>, VolumeError> {
+        self.find_own(volume)
+    }
+
+    /// The manifest is replaced; what it named before is removed after that, or at the next
+    /// start.
+    fn renew(&self, origin: &SnapshotId, volume: Volume) -> Result<(), VolumeError> {
+        self.renew_now(origin, volume)
     }
 
     fn info(&self, volume: Volume) -> Result<Option<VolumeInfo>, VolumeError> {

@@ -132,6 +132,17 @@ impl Shelf {
         looked.map_err(|fault| self.fault(name, fault))
     }
 
+    /// What a layer lies upon, as its file says.
+    pub(super) fn below(&self, name: LayerName) -> Result<Option<LayerName>, VolumeError> {
+        if name.form == Form::Raw {
+            return Ok(None);
+        }
+        let file = open_file(&self.path(name)).map_err(|e| self.fault(name, e.into()))?;
+        let header = cow::inspect(&Stored(file)).map_err(|fault| self.fault(name, fault))?;
+        let below = header.below.as_ref();
+        Ok(below.and_then(|below| LayerName::parse(&below.name)))
+    }
+
     fn fault(&self, name: LayerName, fault: Fault) -> VolumeError {
         let what = format!("disks/layers/{}", name.file());
         match fault {
@@ -398,6 +409,20 @@ impl Content for OpenLayer {
         match &self.body {
             Body::Raw(raw) => raw.run(at, most),
             Body::Cow(layer) => layer.run(at, most),
+        }
+    }
+
+    fn own(&self, at: u64, most: u64) -> io::Result<(bool, u64)> {
+        match &self.body {
+            Body::Raw(raw) => raw.own(at, most),
+            Body::Cow(layer) => layer.own(at, most),
+        }
+    }
+
+    fn under(&self) -> Option<Arc<dyn Content>> {
+        match &self.body {
+            Body::Raw(raw) => raw.under(),
+            Body::Cow(layer) => layer.under(),
         }
     }
 

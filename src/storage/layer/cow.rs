@@ -348,6 +348,15 @@ impl<M: Medium> Content for Layer<M> {
         }
     }
 
+    fn own(&self, at: u64, most: u64) -> io::Result<(bool, u64)> {
+        let piece = self.long(at, most, Wait::Yes)?;
+        Ok(piece.map_or((true, most), |p| (p.kind != Kind::Below, p.length)))
+    }
+
+    fn under(&self) -> Option<Arc<dyn Content>> {
+        self.lower()
+    }
+
     fn depth(&self) -> usize {
         self.lower().map_or(0, |below| below.depth() + 1)
     }

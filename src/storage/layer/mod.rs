@@ -20,6 +20,7 @@ mod tests;
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use super::{Extent, Lent};
 
@@ -47,6 +48,17 @@ pub(crate) trait Content: Send + Sync + fmt::Debug {
 
     /// What lies at `at`, and for how many of `most` bytes.
     fn run(&self, at: u64, most: u64) -> io::Result<Extent>;
+
+    /// Is what lies at `at` this layer's own, and for how many of `most` bytes is it so?
+    /// What lies upon nothing has all of its own.
+    fn own(&self, _at: u64, most: u64) -> io::Result<(bool, u64)> {
+        Ok((true, most))
+    }
+
+    /// What it lies upon, now.
+    fn under(&self) -> Option<Arc<dyn Content>> {
+        None
+    }
 
     /// How many layers lie below, now.
     fn depth(&self) -> usize {

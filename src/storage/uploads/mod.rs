@@ -37,6 +37,9 @@ pub struct Upload {
     pub format: Option<String>,
     /// SHA-256 that the whole file is said to have, 64 hex digits in lower case.
     pub sha256: Option<String>,
+    /// It is refused if its disk is found not to boot.
+    #[serde(default)]
+    pub require_bootable: bool,
     /// A file of this server that is imported instead of received data.
     pub source: Option<PathBuf>,
     /// When it was begun.
@@ -56,6 +59,7 @@ impl Upload {
             total: None,
             format: None,
             sha256: None,
+            require_bootable: false,
             source: None,
             begun,
             synced: 0,

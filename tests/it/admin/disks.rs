@@ -134,7 +134,7 @@ async fn ended(world: &World, location: &str) -> Value {
 }
 
 /// Uploads a file whole and waits for what becomes of it.
-async fn import(world: &World, name: &str, query: &str, bytes: &[u8]) -> Value {
+pub(super) async fn import(world: &World, name: &str, query: &str, bytes: &[u8]) -> Value {
     let (status, headers, body) = put(world, name, query, None, bytes).await;
     assert_eq!(status, 202, "{body}");
     ended(world, headers["location"].to_str().unwrap()).await

@@ -1,112 +1,13 @@
 //! `dls serve` itself, killed in the middle of an upload and of a conversion.
 
-use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
-use dls::admin::auth::{read_token, token_path};
-use reqwest::{Method, RequestBuilder};
+use reqwest::Method;
 use serde_json::Value;
-use tokio::process::{Child, Command};
 
 use super::disks::{disk, sum};
-use super::world::answer;
+use super::process::{Server, answer};
 use crate::support::{TestDb, state_dir};
-
-/// A server process with a catalog and a store that outlive it.
-struct Server {
-    config: PathBuf,
-    state: PathBuf,
-    base: String,
-    child: Child,
-    http: reqwest::Client,
-}
-
-fn start(config: &Path) -> Child {
-    let mut log = std::fs::File::options();
-    let log = log.create(true).append(true);
-    let log = log.open(config.with_file_name("log")).unwrap();
-    Command::new(env!("CARGO_BIN_EXE_dls"))
-        .env_clear()
-        .args(["serve", "--config"])
-        .arg(config)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap()
-}
-
-impl Server {
-    async fn new(db: &TestDb, dir: &Path) -> Self {
-        // Ports that were free a moment ago.
-        let taken: Vec<TcpListener> = (0..5)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let at = |n: usize| taken[n].local_addr().unwrap();
-        let user = nix::unistd::User::from_uid(nix::unistd::getuid())
-            .unwrap()
-            .unwrap();
-        // A server that is started by root makes it for the user that it runs as.
-        let state = dir.join("state");
-        std::fs::set_permissions(dir, PermissionsExt::from_mode(0o755)).unwrap();
-        let text = format!(
-            "state_dir = {state:?}\nuser = {:?}\n[database]\nurl = {:?}\n[tftp]\nlisten = \"{}\"\n[http]\nlisten = \"{}\"\n[admin]\nlisten = \"{}\"\n[iscsi]\nlisten = \"{}\"\n[nbd]\nlisten = \"{}\"\n",
-            user.name,
-            db.url,
-            at(0),
-            at(1),
-            at(2),
-            at(3),
-            at(4)
-        );
-        let base = format!("http://{}", at(2));
-        drop(taken);
-        let config = dir.join("dls.toml");
-        std::fs::write(&config, text).unwrap();
-        let server = Self {
-            child: start(&config),
-            config,
-            state,
-            base,
-            http: reqwest::Client::builder().no_proxy().build().unwrap(),
-        };
-        server.ready().await;
-        server
-    }
-
-    async fn ready(&self) {
-        for _ in 0..300 {
-            let asked = self.http.get(format!("{}/readyz", self.base)).send().await;
-            if asked.is_ok_and(|a| a.status().is_success()) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        let log = std::fs::read_to_string(self.config.with_file_name("log"));
-        panic!("the server does not come up: {}", log.unwrap_or_default());
-    }
-
-    async fn killed_and_started(&mut self) {
-        self.child.kill().await.unwrap();
-        self.child = start(&self.config);
-        self.ready().await;
-    }
-
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        let token = read_token(&token_path(&self.state)).unwrap();
-        self.http
-            .request(method, format!("{}{path}", self.base))
-            .bearer_auth(token.reveal())
-    }
-
-    async fn get(&self, path: &str) -> (u16, Value) {
-        answer(self.request(Method::GET, path).send().await.unwrap()).await
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_server_goes_on_with_uploads_and_conversions() {

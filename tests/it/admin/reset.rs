@@ -18,7 +18,7 @@ use crate::support;
 const SIZE: u64 = 1 << 20;
 
 /// A world with the disk image `debian`, on which `base` is written.
-async fn world() -> World {
+pub(super) async fn world() -> World {
     let world = World::new().await;
     let image = Image {
         kind: ImageKind::Disk,
@@ -38,7 +38,7 @@ async fn world() -> World {
     world
 }
 
-async fn add(world: &World, n: u8, mode: Option<&str>) -> Value {
+pub(super) async fn add(world: &World, n: u8, mode: Option<&str>) -> Value {
     let mut body = json!({
         "mac_address": format!("52:54:00:00:00:{n:02x}"), "hostname": format!("pc-{n:02}"),
         "assigned_image": "debian",
@@ -52,7 +52,7 @@ async fn add(world: &World, n: u8, mode: Option<&str>) -> Value {
 }
 
 /// A boot of that client, up to its script.
-fn boot(world: &World, n: u8) -> Uuid {
+pub(super) fn boot(world: &World, n: u8) -> Uuid {
     let mac: MacAddr = format!("52:54:00:00:00:{n:02x}").parse().unwrap();
     let snapshot = world.cache.get();
     let client = snapshot.client_by_mac(mac).unwrap();
@@ -77,7 +77,7 @@ fn boot(world: &World, n: u8) -> Uuid {
 }
 
 /// A login of that boot; dropping both lets go of the disk.
-fn log_in(world: &World, boot: Uuid) -> Result<(Arc<Wire>, Attachment), NoDisk> {
+pub(super) fn log_in(world: &World, boot: Uuid) -> Result<(Arc<Wire>, Attachment), NoDisk> {
     let line = Wire::new(true);
     let disk = world.boot_disks.attach(chap(boot, None, &line))?;
     line.hold(disk.clone());
@@ -85,7 +85,7 @@ fn log_in(world: &World, boot: Uuid) -> Result<(Arc<Wire>, Attachment), NoDisk> 
 }
 
 /// Boots, tells what it finds on its disk, and writes `mark` there; it is off afterwards.
-fn session(world: &World, n: u8, mark: &[u8; 4]) -> String {
+pub(super) fn session(world: &World, n: u8, mark: &[u8; 4]) -> String {
     let (line, disk) = log_in(world, boot(world, n)).unwrap();
     let found = text(&disk);
     write(&disk, mark);
@@ -94,13 +94,13 @@ fn session(world: &World, n: u8, mark: &[u8; 4]) -> String {
     found
 }
 
-fn text(disk: &Attachment) -> String {
+pub(super) fn text(disk: &Attachment) -> String {
     let mut bytes = [0; 4];
     disk.read_at(0, &mut bytes).unwrap();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn write(disk: &Attachment, what: &[u8; 4]) {
+pub(super) fn write(disk: &Attachment, what: &[u8; 4]) {
     disk.write_at(0, what, Durability::Volatile).unwrap();
 }
 

@@ -6,22 +6,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dls::admin::auth::{token_file, token_path};
-use dls::admin::{AdminMetrics, AdminServer, Handles, ImageLimits, Part};
+use dls::admin::{AdminMetrics, AdminServer, DoctorMetrics, Handles, ImageLimits, Part};
 use dls::boot::disks::Disks;
 use dls::boot::session::Rules;
 use dls::boot::tracker::{Caps, Tracker};
 use dls::cache::Cache;
 use dls::catalog::Catalog;
 use dls::clock::Clock;
+use dls::replicate::{Identity, Replication};
 use dls::storage::{Directory, DiskStore, Pending, Storage, Uploads};
 use dls::validate::Strictness;
 use prometheus_client::registry::Registry;
-use reqwest::{Method, RequestBuilder, Response};
+use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub(super) use super::process::{answer, part};
 use crate::support::{TestDb, state_dir};
 
 pub(super) struct World {
@@ -65,10 +67,13 @@ impl World {
         let root = storage.root().to_owned();
         let (uploads, pending) = (Uploads::open(&root).unwrap(), Pending::open(&root).unwrap());
         let disks: Arc<dyn Storage> = Arc::new(DiskStore::open(&root, 1 << 20).unwrap());
-        let boot_disks = Disks::new(cache.view(), tracker.clone(), disks.clone(), clock.clone());
+        let boot_disks = Disks::new(cache.view(), tracker.clone(), disks.clone(), clock.clone())
+            .with_journal(pending.clone());
         let token = token_file(dir.path()).unwrap();
         let mut registry = Registry::with_prefix("dls");
         let metrics = AdminMetrics::register(&mut registry);
+        let doctor = DoctorMetrics::default();
+        doctor.register(&mut registry);
         let listeners_up = Arc::new(AtomicBool::new(true));
         let up = listeners_up.clone();
         let server = AdminServer::bind("127.0.0.1:0".parse().unwrap())
@@ -76,6 +81,17 @@ impl World {
             .unwrap();
         let address = server.local_addr().unwrap();
         let cancel = CancellationToken::new();
+        let replication = Replication::new(dls::replicate::Handles {
+            server_id: Uuid::new_v4(),
+            catalog: catalog.clone(),
+            cache: cache.clone(),
+            disks: disks.clone(),
+            storage: storage.clone(),
+            pending: pending.clone(),
+            clock: clock.clone(),
+            identity: Identity::open(dir.path()).unwrap(),
+        })
+        .unwrap();
         let handles = Handles {
             catalog: catalog.clone(),
             cache: cache.clone(),
@@ -84,14 +100,17 @@ impl World {
             storage,
             disks: disks.clone(),
             uploads,
-            pending,
+            pending: pending.clone(),
+            replication,
             limits: ImageLimits {
                 upload_bytes: 1 << 30,
+                import_dir: Some(dir.path().join("import")),
             },
             clock: clock.clone(),
             token: token.clone(),
             registry: Arc::new(registry),
             metrics,
+            doctor,
             readiness: Arc::new(move || {
                 vec![Part {
                     name: "tftp".into(),
@@ -196,17 +215,6 @@ impl World {
         found.sort();
         found
     }
-}
-
-pub(super) fn part(bytes: &[u8]) -> reqwest::multipart::Part {
-    reqwest::multipart::Part::bytes(bytes.to_vec()).file_name("file")
-}
-
-pub(super) async fn answer(response: Response) -> (u16, Value) {
-    let status = response.status().as_u16();
-    let bytes = response.bytes().await.unwrap();
-    let json = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-    (status, json)
 }
 
 /// Fields that an answer blames.

@@ -94,6 +94,8 @@ pub(crate) fn client(mac: &str, hostname: &str, address: Option<Ipv4Addr>) -> Cl
         custom_boot_params: None,
         enabled: true,
         disk_mode: DiskMode::Ephemeral,
+        ring: None,
+        pinned_version_id: None,
         auto_registered: false,
         created_at: now,
         updated_at: now,

@@ -112,6 +112,10 @@ async fn disks_are_served_without(away: Away) {
     write(&disk, b"runs").unwrap();
     assert!(world.tracker.drain(Duration::from_secs(30)).await);
 
+    let mended = world.add_version("mended", b"mend").await;
+    world.release(mended, Some("lab")).await;
+    world.set(1, |c| c.ring = Some("lab".into())).await;
+
     let frozen = match away {
         Away::Frozen => Some(Frozen::new(database.as_ref().unwrap().pid())),
         Away::Down => {
@@ -123,12 +127,12 @@ async fn disks_are_served_without(away: Away) {
     let asked = tokio::time::timeout(Duration::from_secs(1), asked).await;
     assert!(!matches!(asked, Ok(Ok(_))), "the database is away");
 
-    // It goes on; another one is switched on, and has its own clone.
+    // It goes on; another one is switched on, and has its own clone, of its ring's version.
     write(&disk, b"more").unwrap();
     assert_eq!(text(&disk), "more");
     let new = world.boot(1);
     assert_eq!(world.clones(), [Volume::Session(runs)]);
-    let first = ["read -P 0x62 0 1", "write -P 0x5a 4096 65536", "flush"];
+    let first = ["read -P 0x6d 0 1", "write -P 0x5a 4096 65536", "flush"];
     qemu_io(&uri(new), &first).await;
     let both = world.clones();
     assert!(both.len() == 2 && both.contains(&Volume::Session(new)));
@@ -162,6 +166,8 @@ async fn disks_are_served_without(away: Away) {
         assert!(session.status.as_str() == "booting" || session.status.as_str() == "running");
         assert_eq!(attempt.client_id, Some(world.clients[n].id));
     }
+    assert_eq!(world.version_of(runs).await.as_deref(), Some("base"));
+    assert_eq!(world.version_of(new).await.as_deref(), Some("mended"));
     world.disks.tidy(&world.catalog).await;
 
     drop(again);

@@ -303,6 +303,8 @@ fn make_client(n: u8, image: Option<Uuid>, clock: &Clock) -> Client {
         custom_boot_params: Some("quiet".into()),
         enabled: true,
         disk_mode: DiskMode::Ephemeral,
+        ring: None,
+        pinned_version_id: None,
         auto_registered: false,
         created_at: clock.now(),
         updated_at: clock.now(),

@@ -3,8 +3,10 @@
 //! `DLS_SEED` which.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use dls::storage::Access;
+use dls::storage::{Access, BlockDevice, DiskStore, Durability, SnapshotId, Storage, Volume};
+use uuid::Uuid;
 
 use super::raw::{Answer, Client};
 use super::{aside, limits, memory, serve};
@@ -134,15 +136,18 @@ fn hold(model: &mut [u8], asked: &Asked, answer: Answer, structured: bool) {
     }
 }
 
-fn torment(address: std::net::SocketAddr, structured: bool, operations: u64, seed: u64) {
+/// Gives back what the disk has in the end.
+fn torment(
+    address: std::net::SocketAddr,
+    structured: bool,
+    operations: u64,
+    seed: u64,
+    mut model: Vec<u8>,
+) -> Vec<u8> {
     let mut client = Client::ready(address, structured);
     let mut random = Random(seed | 1);
-    let mut model = vec![0; usize::try_from(SIZE).unwrap()];
     let mut under_way: HashMap<u64, Asked> = HashMap::new();
     let mut started = 0;
-    // What is there from an earlier run goes first.
-    let emptied = client.exchange(6, 0, 0, u32::try_from(SIZE).unwrap(), &[]);
-    assert_eq!(emptied.error, 0);
     while started < operations || !under_way.is_empty() {
         if started < operations && under_way.len() < DEPTH {
             let asked = operation(&mut random, structured);
@@ -172,21 +177,53 @@ fn torment(address: std::net::SocketAddr, structured: bool, operations: u64, see
     assert!(all.whole(0, u32::try_from(SIZE).unwrap()) == model);
     client.request(2, 0, 1, 0, 0, &[]);
     assert!(client.is_closed());
+    model
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn torture_random_operations_equal_a_model() {
-    let seed = number("DLS_SEED", 20_261_122);
+/// Once with chunks and once without, upon the same disk.
+async fn torment_twice(disk: Arc<dyn BlockDevice>, mut model: Vec<u8>, seed: u64) {
     let torture = number("DLS_TORTURE", 0) != 0;
     let operations = number(
         "DLS_NBD_OPERATIONS",
         if torture { 1_000_000 } else { 100_000 },
     );
     println!("seed {seed}, {operations} operations");
-    let server = serve(memory(SIZE, Access::Write), limits()).await;
+    let server = serve(disk, limits()).await;
     let address = server.address;
     for structured in [true, false] {
-        aside(move || torment(address, structured, operations / 2, seed)).await;
+        model = aside(move || torment(address, structured, operations / 2, seed, model)).await;
     }
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn torture_random_operations_equal_a_model() {
+    let empty = vec![0; usize::try_from(SIZE).unwrap()];
+    let seed = number("DLS_SEED", 20_261_122);
+    torment_twice(memory(SIZE, Access::Write), empty, seed).await;
+}
+
+/// Upon a clone in files, whose long reads go out as pages of these.
+#[tokio::test(flavor = "multi_thread")]
+async fn torture_random_operations_on_a_clone_equal_a_model() {
+    let seed = number("DLS_SEED", 20_261_123);
+    let mut random = Random(seed | 1);
+    let content: Vec<u8> = (0..SIZE).map(|_| random.next() as u8).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let store = DiskStore::open(folder.path(), 1 << 20).unwrap();
+    let (image, clone) = (Uuid::from_u128(1), Volume::Session(Uuid::from_u128(2)));
+    store.create(Volume::Image(image), SIZE).unwrap();
+    let disk = store.open(Volume::Image(image), Access::Write).unwrap();
+    disk.write_at(0, &content, Durability::Fua).unwrap();
+    drop(disk);
+    let base = SnapshotId::base(image);
+    store.snapshot(&base).unwrap();
+    store.clone_volume(&base, clone).unwrap();
+    let disk = store.open(clone, Access::Write).unwrap();
+    torment_twice(disk, content.clone(), seed).await;
+    // And the image is what it was.
+    let disk = store.open(Volume::Image(image), Access::Read).unwrap();
+    let mut now = vec![0; content.len()];
+    disk.read_at(0, &mut now).unwrap();
+    assert!(now == content, "seed {seed}");
 }

@@ -20,7 +20,7 @@ use dls::clock::Clock;
 use dls::model::{
     Attempt, AttemptOutcome, BootMethod, BootMode, BootSession, Client, DiskMode, FileRole, Image,
     ImageFile, ImageFormat, ImageKind, Lease, LeaseState, MacAddr, NetworkRange, PhoneHome, Pool,
-    RangeMode, Serve, SessionStatus, Stage, Timestamp, UnreadyAction,
+    RangeMode, Serve, SessionStatus, Stage, Timestamp, UnreadyAction, Version, VersionStage,
 };
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor};
@@ -216,11 +216,49 @@ pub(crate) fn client(n: u32) -> Client {
         custom_boot_params: None,
         enabled: true,
         disk_mode: DiskMode::Ephemeral,
+        ring: None,
+        pinned_version_id: None,
         auto_registered: false,
         created_at: now(),
         updated_at: now(),
         last_boot_at: None,
         boot_count: 0,
+    }
+}
+
+/// Bytes that nothing makes smaller.
+pub(crate) fn noise(size: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(size);
+    while bytes.len() < size {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(size);
+    bytes
+}
+
+/// A draft.
+pub(crate) fn version(id: Uuid, image_id: Uuid, name: &str) -> Version {
+    Version {
+        id,
+        image_id,
+        name: name.to_owned(),
+        stage: VersionStage::Draft,
+        ring: None,
+        description: None,
+        size_bytes: 4096,
+        referenced_bytes: 1 << 20,
+        author: None,
+        from_client: None,
+        created_at: now(),
+        released_at: None,
+        returned_at: None,
+        reason: None,
+        canary_at: None,
+        good_boots: None,
     }
 }
 
@@ -326,6 +364,8 @@ pub(crate) fn attempt(of: &Client, server_id: Uuid) -> Attempt {
         reason: None,
         disk_bytes_read: 0,
         disk_bytes_written: 0,
+        version_id: None,
+        version_name: None,
     }
 }
 

@@ -8,7 +8,8 @@ use dls::tftp::metrics::Ending;
 use dls::tftp::room::Progress;
 use tokio::process::Command;
 
-use super::{Running, Served, memory, noise, serve};
+use super::{Running, Served, memory, serve};
+use crate::support::noise;
 
 /// Runs a client to its end.
 async fn run(program: &str, args: &[&str], folder: &Path) -> bool {

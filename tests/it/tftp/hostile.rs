@@ -6,7 +6,8 @@ use std::time::Duration;
 use dls::tftp::metrics::{Ending, Silence, SilenceLabel};
 
 use super::protocol::{Client, Habits, rrq};
-use super::{memory, noise, serve};
+use super::{memory, serve};
+use crate::support::noise;
 
 fn silent(server: &super::Running, reason: Silence) -> u64 {
     let label = SilenceLabel { reason };

@@ -7,7 +7,8 @@ use std::time::Duration;
 use dls::clock::Clock;
 use nix::sched::{CloneFlags, unshare};
 
-use super::{memory, noise, serve};
+use super::{memory, serve};
+use crate::support::noise;
 
 /// Runs a test in a namespace whose loopback loses packets.
 ///

@@ -123,20 +123,6 @@ fn serve_with(files: &[(&str, Served)], caps: Caps) -> Running {
     }
 }
 
-/// Bytes without a pattern that a shift by a block would hide.
-fn noise(size: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut bytes = Vec::with_capacity(size + 8);
-    while bytes.len() < size {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(size);
-    bytes
-}
-
 fn memory(bytes: &[u8]) -> Served {
     Served::Memory(bytes.to_vec().into())
 }

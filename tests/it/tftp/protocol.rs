@@ -9,7 +9,8 @@ use dls::tftp::server::{BindError, Caps, TftpServer};
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
-use super::{Running, memory, noise, serve, serve_with};
+use super::{Running, memory, serve, serve_with};
+use crate::support::noise;
 
 const SOON: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(300);

@@ -18,6 +18,7 @@ pub(super) fn login(connection: u64) -> Evidence {
         peer: SocketAddr::from((CLIENT_IP, 40_000)),
         mode: DiskMode::Ephemeral,
         clone,
+        version: Some((Uuid::from_u128(0xb5), "base".to_owned())),
     })
 }
 

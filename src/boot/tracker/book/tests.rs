@@ -124,6 +124,11 @@ fn another_machine_with_a_running_ones_mac_is_given_nothing() {
     let rom = Evidence::Discover(Speaker::Rom);
     let first = book.observe(&with(7, seen(1, 0, rom.clone())), &mut id);
     book.observe(&seen(1, 1, Evidence::Up), &mut id);
+    for (uuid, another) in [(Some(8), true), (Some(7), false), (None, false)] {
+        let uuid = uuid.map(Uuid::from_u128);
+        assert_eq!(book.is_of_another(mac(1), uuid), another);
+    }
+    assert!(!book.is_of_another(mac(2), Some(Uuid::from_u128(8))));
     let newcomer = book.observe(&with(8, seen(1, 2, rom.clone())), &mut id);
     assert_eq!(newcomer.id, None);
     assert_eq!(newcomer.ignored, Some(Ignored::OtherMachine));

@@ -83,3 +83,13 @@ fn the_store_in_files_conforms() {
         assert_eq!(files(subject.root.path(), folder), Vec::<String>::new());
     }
 }
+
+#[test]
+fn changes_equal_models_of_many_histories() {
+    for seed in 1..=8 {
+        let mut subject = InFiles::new();
+        println!("seed {seed}");
+        conformance::changes(&mut subject, seed, 60);
+        assert!(subject.get().list().unwrap().is_empty());
+    }
+}

@@ -149,6 +149,12 @@ const DEEDS: &[Deed] = &[
         durable: true,
     },
     Deed {
+        name: "renew",
+        before: |_| {},
+        call: |store| store.renew(&at(image(), "base"), clone()).unwrap(),
+        durable: true,
+    },
+    Deed {
         name: "destroy",
         before: |_| {},
         call: |store| store.destroy(clone()).unwrap(),
@@ -168,6 +174,33 @@ const DEEDS: &[Deed] = &[
             for thread in threads {
                 thread.join().unwrap();
             }
+        },
+        durable: true,
+    },
+    Deed {
+        name: "removal of a snapshot",
+        before: |_| {},
+        call: |store| store.remove_snapshot(&at(clone(), "a")).unwrap(),
+        durable: true,
+    },
+    Deed {
+        name: "removal of a snapshot that nothing lies upon",
+        before: |store| {
+            for n in 3..=MOST_LAYERS {
+                store.snapshot(&at(clone(), &n.to_string())).unwrap();
+            }
+            let threads = std::mem::take(&mut *store.inner.flattening.lock().unwrap());
+            assert_eq!(threads.len(), 1, "a chain is flattened");
+            for thread in threads {
+                thread.join().unwrap();
+            }
+        },
+        call: |store| {
+            let layers = || files(Path::new(&variable(ROOT).unwrap()), "layers").len();
+            let before = layers();
+            let below = (MOST_LAYERS - 1).to_string();
+            store.remove_snapshot(&at(clone(), &below)).unwrap();
+            assert_eq!(layers(), before - 1, "its layer went");
         },
         durable: true,
     },
