@@ -153,16 +153,42 @@ async fn what_was_damaged_by_hand_is_named_and_repaired() {
     println!("DAMAGE a row without a dataset: removed by name");
 
     let snapshot = place().trim().to_owned();
-    // A hold that nobody needs. (The server releases it by itself within the minute; asked, now.)
-    let idle = Uuid::new_v4();
-    run(&format!(
-        "zfs hold dls:clone.session.{} {snapshot}",
-        idle.simple()
-    ));
-    wrong(&house, "which does not need it");
-    let named = format!("hold-without-clone:image/{}@base+session/{idle}", of.image);
-    assert_eq!(found(&server).await, std::slice::from_ref(&named));
-    treat(&server, json!({"repair": [named]})).await;
+    // A hold that nobody needs. The server releases it by itself within the minute, asked, now. Its
+    // own round may come first; the next is a minute later, so a second hold waits for the asking.
+    let mut asked = false;
+    for _ in 0..2 {
+        let idle = Uuid::new_v4();
+        run(&format!(
+            "zfs hold dls:clone.session.{} {snapshot}",
+            idle.simple()
+        ));
+        let named = format!("hold-without-clone:image/{}@base+session/{idle}", of.image);
+        let (fine, said) = house.audit();
+        if fine {
+            continue;
+        }
+        assert!(said.contains("which does not need it"), "{said}");
+        let listed = found(&server).await;
+        if listed.is_empty() {
+            continue;
+        }
+        assert_eq!(listed, std::slice::from_ref(&named));
+        let path = format!("{DOCTOR}/repair");
+        let repair = json!({"repair": [named]});
+        let (status, told) = ask(&server, Method::POST, &path, Some(repair))
+            .await
+            .unwrap();
+        if status == 200 {
+            assert_eq!(told["failed"], json!([]), "{told}");
+            asked = true;
+            break;
+        }
+        assert_eq!(status, 404, "{told}");
+    }
+    assert!(
+        asked,
+        "the server's own rounds came first, twice in a minute"
+    );
     assert_eq!(tags(&snapshot).len(), 2);
     assert_eq!(found(&server).await, Vec::<String>::new());
     right(&house);
