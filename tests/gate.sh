@@ -80,6 +80,8 @@ if [ "$what" = all ] || [ "$what" = lint ]; then
     step "clippy" cargo clippy --all-targets --locked -- -D warnings
     step "clippy, with ZFS" cargo clippy --all-targets --locked --features zfs -- -D warnings
     step "rustdoc" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --document-private-items
+    # Crates of other systems too: it asks for all of them, and is not to fetch any itself.
+    step "all crates" cargo fetch --locked
     step "cargo deny" cargo deny --offline check bans licenses sources
     if [ -d migrations ]; then step ".sqlx and migrations" tests/sqlx.sh check; fi
     step "docker compose" compose
