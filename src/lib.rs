@@ -2,7 +2,7 @@
 //!
 //! *Pure*: [`model`], [`validate`], [`image_check`], [`truth`], [`dhcp`]`::{wire, decide, pool}`, [`tftp`]`::{wire, machine}`,
 //! [`boot`]`::{path, plan, script, session, token}`, `replicate::{wire, machine}`. *Resources*: [`catalog`] (PostgreSQL),
-//! [`storage`] (files). *Services*: [`boot`]`::{files, tracker}`, [`cache`]; upon them [`replicate`]. *Edges*:
+//! [`storage`] (files), [`journal`] (what must not be lost while PostgreSQL is away). *Services*: [`boot`]`::{files, tracker}`, [`cache`]; upon them [`replicate`]. *Edges*:
 //! [`dhcp`]`::server`, [`tftp`]`::server`, [`http`], [`admin`]. *Root*: [`app`], [`cli`].
 //! From the side: [`steps`] (where tests kill the server).
 //! Nothing points up, and edges never point at each other: `tests/architecture.rs` holds it so.
@@ -20,6 +20,7 @@ pub mod dhcp;
 pub mod export;
 pub mod http;
 pub mod image_check;
+pub mod journal;
 pub mod model;
 pub mod privileges;
 pub mod replicate;

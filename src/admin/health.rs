@@ -29,34 +29,27 @@ pub type Readiness = Arc<dyn Fn() -> Vec<Part> + Send + Sync>;
 /// How long the database may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The process runs and answers.
-pub(super) async fn alive() -> Json<serde_json::Value> {
-    Json(serde_json::json!({"status": "alive", "version": env!("CARGO_PKG_VERSION")}))
+/// The process runs and answers; how the database stands, and since when.
+pub(super) async fn alive(State(api): State<Shared>) -> Json<serde_json::Value> {
+    let away = api.catalog.is_away();
+    Json(serde_json::json!({
+        "status": "alive",
+        "version": env!("CARGO_PKG_VERSION"),
+        "database": if away { "away" } else { "here" },
+    }))
 }
 
-/// 200 when every part works, else 503 and which does not.
+/// 200 when machines are served, else 503; and how each part stands. A database that is away is
+/// told and does not make the server unfit: machines boot on from what is known.
 pub(super) async fn ready(State(api): State<Shared>) -> Response {
-    let database = match tokio::time::timeout(PATIENCE, api.catalog.health_check()).await {
-        Ok(Ok((_, took))) => Part {
-            name: "database".into(),
-            ready: true,
-            detail: format!("answered in {} ms", took.as_millis()),
-        },
-        // The error's inside may name hosts and users: not for everybody.
-        Ok(Err(_)) => Part {
-            name: "database".into(),
-            ready: false,
-            detail: "can't be reached".into(),
-        },
-        Err(_) => Part {
-            name: "database".into(),
-            ready: false,
-            detail: format!("did not answer within {} s", PATIENCE.as_secs()),
-        },
-    };
+    let database = database(&api).await;
+    let degraded = !database.ready;
+    let away = api.catalog.is_away();
     let mut parts = vec![database];
     parts.extend((api.readiness)());
-    let ready = parts.iter().all(|p| p.ready);
+    let ready = parts
+        .iter()
+        .all(|p| p.ready || (away && p.name == "database"));
     let status = if ready {
         StatusCode::OK
     } else {
@@ -64,9 +57,29 @@ pub(super) async fn ready(State(api): State<Shared>) -> Response {
     };
     (
         status,
-        Json(serde_json::json!({"ready": ready, "parts": parts})),
+        Json(serde_json::json!({"ready": ready, "degraded": degraded, "parts": parts})),
     )
         .into_response()
+}
+
+async fn database(api: &Shared) -> Part {
+    let part = |ready, detail: String| Part {
+        name: "database".into(),
+        ready,
+        detail,
+    };
+    if api.catalog.is_away() {
+        return part(false, "away; machines are served from what is known".into());
+    }
+    match tokio::time::timeout(PATIENCE, api.catalog.health_check()).await {
+        Ok(Ok((_, took))) => part(true, format!("answered in {} ms", took.as_millis())),
+        // The error's inside may name hosts and users: not for everybody.
+        Ok(Err(_)) => part(false, "can't be reached".into()),
+        Err(_) => part(
+            false,
+            format!("did not answer within {} s", PATIENCE.as_secs()),
+        ),
+    }
 }
 
 /// Every counter, in OpenMetrics text.

@@ -19,6 +19,7 @@ mod extract;
 mod health;
 mod images;
 mod imports;
+mod known;
 mod ranges;
 mod replicas;
 mod server;
@@ -426,6 +427,10 @@ fn router(api: &Shared) -> Router {
         .fallback(auth::unknown_path)
         .method_not_allowed_fallback(auth::unknown_method)
         .layer(axum::extract::DefaultBodyLimit::max(extract::BODY_MAX))
+        .layer(axum::middleware::from_fn_with_state(
+            api.clone(),
+            known::guard,
+        ))
         .layer(axum::middleware::map_response(harmless))
         .with_state(api.clone())
 }

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::Shared;
 use super::error::ApiError;
 use super::extract::{Asked, Called, JsonObject, shown};
+use super::known;
 use crate::model::{NetworkRange, RangeMode, Serve, UnreadyAction};
 use crate::validate::{self, Reader, Write};
 
@@ -21,14 +22,8 @@ pub(super) async fn list(
 ) -> Result<Json<Value>, ApiError> {
     let page = asked.page();
     asked.finish()?;
-    let skip = page
-        .offset
-        .map_or(0, |n| usize::try_from(n).unwrap_or(usize::MAX));
-    let take = page
-        .limit
-        .map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
-    let ranges = api.catalog.list_network_ranges().await?;
-    let ranges: Vec<NetworkRange> = ranges.into_iter().skip(skip).take(take).collect();
+    let ranges = all(&api).await?;
+    let ranges = known::cut(ranges, page);
     Ok(Json(json!({"network_ranges": ranges})))
 }
 
@@ -114,13 +109,20 @@ async fn write(
     find(api, &range.id.to_string()).await
 }
 
+async fn all(api: &Shared) -> Result<Vec<NetworkRange>, ApiError> {
+    if api.catalog.is_away() {
+        return Ok(known::ranges(api));
+    }
+    Ok(api.catalog.list_network_ranges().await?)
+}
+
 async fn find(api: &Shared, name: &str) -> Result<NetworkRange, ApiError> {
     let id = name.parse::<Uuid>().ok();
     let network = name
         .parse::<Ipv4Network>()
         .ok()
         .filter(|_| name.contains('/'));
-    let ranges = api.catalog.list_network_ranges().await?;
+    let ranges = all(api).await?;
     let mut named = None;
     let mut meant = None;
     for range in ranges {

@@ -12,11 +12,12 @@ mod parts;
 mod psql;
 mod state;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -26,9 +27,9 @@ use crate::boot::canaries;
 use crate::boot::disks::{DiskDoor, Disks};
 use crate::boot::files::{Files, FilesOptions};
 use crate::boot::session::{Rules, Timings};
-use crate::boot::tracker::{Caps, Tracker};
-use crate::cache::Cache;
-use crate::catalog::{Catalog, CatalogOptions};
+use crate::boot::tracker::{Caps, Ledger, Tracker};
+use crate::cache::{Cache, NoPicture, Saved};
+use crate::catalog::{Catalog, CatalogError, CatalogOptions, Loaded};
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseUrl, StorageBackend, UnknownClients};
 use crate::dhcp::server::{self as dhcp, DhcpMetrics, DhcpOptions, DhcpServer, Selection};
@@ -51,6 +52,9 @@ pub use psql::psql;
 
 /// How long PostgreSQL may take to answer at the start.
 const DATABASE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// ... where it is known what it held last: machines wait.
+const KNOWN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the tracker may take to write its last rows when the server stops.
 const LAST_ROWS: Duration = Duration::from_secs(10);
@@ -79,6 +83,14 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
         .build()
         .context("starting the runtime")?
         .block_on(run(config))
+}
+
+/// What is known without the database.
+struct Local {
+    /// Journals, and a picture of the catalog.
+    path: PathBuf,
+    /// How long the database is waited for where there is such a picture.
+    patience: Duration,
 }
 
 /// What is bound before anything else is opened.
@@ -120,8 +132,9 @@ async fn run(config: &Config) -> anyhow::Result<()> {
             .with_context(|| format!("admin API can't listen on {}", config.admin.listen))?,
         replication: replication_door(config).await?,
     };
+    let journals = state::journals(&config.state_dir)?;
     let cluster = match &config.database.url {
-        DatabaseUrl::Embedded => Some(Cluster::start(&config.state_dir).await?),
+        DatabaseUrl::Embedded => Some(Cluster::start(&config.state_dir, &journals).await?),
         DatabaseUrl::Server(_) => None,
     };
     let url = match (&cluster, &config.database.url) {
@@ -129,7 +142,14 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         (None, DatabaseUrl::Server(url)) => url.clone(),
         (None, DatabaseUrl::Embedded) => unreachable!("an embedded cluster was started above"),
     };
-    let served = operate(config, server_id, url, doors, &stop).await;
+    let local = Local {
+        path: journals,
+        patience: match &cluster {
+            Some(cluster) if cluster.is_late() => Duration::ZERO,
+            _ => KNOWN_PATIENCE,
+        },
+    };
+    let served = operate(config, server_id, url, doors, &local, &stop).await;
     if let Some(cluster) = cluster {
         cluster.stop().await?;
     }
@@ -153,8 +173,10 @@ async fn operate(
     server_id: Uuid,
     url: String,
     doors: Doors,
+    local: &Local,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
+    let journals = local.path.as_path();
     let nbd_limits = exports::nbd_limits(config)?;
     let clock = Clock::system();
     // What a crash has left in the store is put right whether the catalog is there or not.
@@ -177,12 +199,16 @@ async fn operate(
             .map(ReplicationServer::local_addr),
     };
     let Some(opened) = stop
-        .run_until_cancelled(open_catalog(config, &who, url, &clock))
+        .run_until_cancelled(open_catalog(config, &who, url, &clock, local))
         .await
     else {
         return Ok(());
     };
-    let (catalog, cache) = opened?;
+    let Opened {
+        catalog,
+        cache,
+        late,
+    } = opened?;
     let doctor = DoctorMetrics::default();
     admin::look_over(&storage, &store, &cache.get(), &pending, &doctor, server_id).await;
 
@@ -198,7 +224,11 @@ async fn operate(
         rules,
         Caps::default(),
     );
-    let resumed = tracker.resume().await?;
+    let (ledger, left) = Ledger::open(journals)?;
+    let mut resumed = tracker.remember(ledger, left);
+    if !late {
+        resumed = tracker.resume().await?;
+    }
     if resumed > 0 {
         tracing::info!(attempts = resumed, "going on with boots that were open");
     }
@@ -238,6 +268,12 @@ async fn operate(
     nbd_metrics.register(&mut registry);
     let admin_metrics = AdminMetrics::register(&mut registry);
     doctor.register(&mut registry);
+    let database_away: Gauge = Gauge::default();
+    registry.register(
+        "database_away",
+        "1 while PostgreSQL is away and machines are served from what is known",
+        database_away.clone(),
+    );
 
     let mut dhcp = DhcpServer::new(
         dhcp::Handles {
@@ -252,8 +288,8 @@ async fn operate(
                 Arc::new(move |arch| files.loader_for(arch))
             },
         },
-        dhcp_options(config, server_id, doors.http.local_addr().port()),
-    );
+        dhcp_options(config, server_id, doors.http.local_addr().port(), journals),
+    )?;
     dhcp.bind()?;
 
     let replication = Replication::new(replicate::Handles {
@@ -306,6 +342,30 @@ async fn operate(
         let (cache, edges) = (cache.clone(), edges.clone());
         async move { cache.follow(edges).await }
     });
+    running.add("picture of the catalog", "", {
+        let (cache, saved, edges) = (cache.clone(), Saved::at(journals), edges.clone());
+        async move { cache.save(saved, edges).await }
+    });
+    running.add("database", "", {
+        let (catalog, edges) = (catalog.clone(), edges.clone());
+        async move { tell_standing(&catalog, &database_away, edges).await }
+    });
+    if late {
+        running.add("catalog", "", {
+            let opening = Late {
+                catalog: catalog.clone(),
+                cache: cache.clone(),
+                tracker: tracker.clone(),
+                clock: clock.clone(),
+                who: who.clone(),
+            };
+            let edges = edges.clone();
+            async move {
+                opening.open(&edges).await;
+                edges.cancelled().await;
+            }
+        });
+    }
     running.add("disks", "", {
         let (disks, catalog, edges) = (disks.clone(), catalog.clone(), edges.clone());
         async move { disks.keep(catalog, edges).await }
@@ -406,12 +466,21 @@ async fn operate(
     ended
 }
 
+/// The catalog, and what is known of it.
+struct Opened {
+    catalog: Catalog,
+    cache: Cache,
+    /// The database is away: what is known is what was saved.
+    late: bool,
+}
+
 async fn open_catalog(
     config: &Config,
     who: &Who,
     url: String,
     clock: &Clock,
-) -> anyhow::Result<(Catalog, Cache)> {
+    local: &Local,
+) -> anyhow::Result<Opened> {
     let options = CatalogOptions {
         url,
         min_connections: config.database.min_connections,
@@ -419,20 +488,116 @@ async fn open_catalog(
         pool_timeout: config.pool_timeout(),
         server_id: who.id,
     };
-    let catalog = Catalog::connect(&options, DATABASE_PATIENCE)
-        .await
-        .context("opening the catalog")?;
+    let catalog = Catalog::prepare(&options).context("opening the catalog")?;
+    let saved = Saved::at(&local.path);
+    let picture = tokio::task::spawn_blocking(move || saved.read()).await?;
+    let patience = if picture.is_ok() {
+        local.patience
+    } else {
+        DATABASE_PATIENCE
+    };
+    let reached = catalog.reach(patience).await;
+    let looking = catalog.clone();
+    match (reached, picture) {
+        (Ok(()), _) => {
+            bring_up(&catalog, clock, who).await?;
+            let cache = Cache::of(catalog.clone(), Loaded::default());
+            cache.will_be_saved();
+            cache.refresh().await.context("reading the catalog")?;
+            tokio::spawn(async move { looking.look_after().await });
+            Ok(Opened {
+                catalog,
+                cache,
+                late: false,
+            })
+        }
+        (Err(error @ CatalogError::Unavailable(_)), Ok(picture)) => {
+            tracing::warn!(
+                %error, clients = picture.clients.len(),
+                "the database is away: starting with what was known when it was there last"
+            );
+            let cache = Cache::of(catalog.clone(), picture);
+            cache.will_be_saved();
+            catalog.is_gone(&error.to_string());
+            tokio::spawn(async move { looking.look_after().await });
+            Ok(Opened {
+                catalog,
+                cache,
+                late: true,
+            })
+        }
+        (Err(error), picture) => {
+            let error = anyhow::Error::from(error).context("opening the catalog");
+            Err(match picture {
+                Err(why @ (NoPicture::Io(_) | NoPicture::Damaged(_))) => {
+                    error.context(format!("there is no picture of it to start with: {why}"))
+                }
+                _ => error,
+            })
+        }
+    }
+}
+
+/// Keeps a gauge at how the database stands, until cancelled.
+async fn tell_standing(catalog: &Catalog, away: &Gauge, cancel: CancellationToken) {
+    let mut standing = catalog.watch_standing();
+    loop {
+        away.set(i64::from(standing.borrow_and_update().is_away()));
+        let changed = cancel.run_until_cancelled(standing.changed());
+        if !matches!(changed.await, Some(Ok(()))) {
+            return;
+        }
+    }
+}
+
+/// What has to be done before a catalog is used.
+async fn bring_up(catalog: &Catalog, clock: &Clock, who: &Who) -> anyhow::Result<()> {
     catalog
         .run_migrations()
         .await
         .context("bringing the catalog up to date")?;
-    heartbeat::once(&catalog, clock, who)
+    heartbeat::once(catalog, clock, who)
         .await
-        .context("registering this server")?;
-    let cache = Cache::open(catalog.clone())
-        .await
-        .context("reading the catalog")?;
-    Ok((catalog, cache))
+        .context("registering this server")
+}
+
+/// A catalog that was away at the start.
+struct Late {
+    catalog: Catalog,
+    cache: Cache,
+    tracker: Tracker,
+    clock: Clock,
+    who: Who,
+}
+
+impl Late {
+    /// Opens it when it is there.
+    async fn open(self, cancel: &CancellationToken) {
+        let mut standing = self.catalog.watch_standing();
+        while !cancel.is_cancelled() {
+            if !self.catalog.is_away() {
+                match self.try_to().await {
+                    Ok(()) => return,
+                    Err(error) => tracing::warn!(
+                        error = format!("{error:#}"),
+                        "the database is there and can't be used yet"
+                    ),
+                }
+            }
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                Ok(()) = standing.changed() => {}
+            }
+        }
+    }
+
+    async fn try_to(&self) -> anyhow::Result<()> {
+        bring_up(&self.catalog, &self.clock, &self.who).await?;
+        self.cache.refresh().await?;
+        self.tracker.resume().await?;
+        Ok(())
+    }
 }
 
 /// Opens the store of disks, putting right what a crash has left there.
@@ -482,7 +647,7 @@ fn zfs_options(storage: &crate::config::Storage) -> crate::storage::zfs::ZfsOpti
     }
 }
 
-fn dhcp_options(config: &Config, server_id: Uuid, http_port: u16) -> DhcpOptions {
+fn dhcp_options(config: &Config, server_id: Uuid, http_port: u16, journals: &Path) -> DhcpOptions {
     DhcpOptions {
         interfaces: match config.dhcp.interfaces.as_slice() {
             [] => Selection::InServedRanges,
@@ -498,6 +663,8 @@ fn dhcp_options(config: &Config, server_id: Uuid, http_port: u16) -> DhcpOptions
         },
         default_image: config.boot.default_image.clone(),
         server_id,
+        sole: config.database.url == DatabaseUrl::Embedded,
+        journal_dir: journals.to_owned(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! What this server keeps for itself under `state_dir`: the lock and the server's id.
 
 use std::io::{Read, Seek, Write};
-use std::path::Path;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -41,6 +42,21 @@ pub(super) fn lock(state_dir: &Path) -> anyhow::Result<StateLock> {
     lock.rewind()?;
     writeln!(lock, "{}", std::process::id())?;
     Ok(StateLock(lock))
+}
+
+/// The directory of what has to be known without the database: journals, and a picture of the
+/// catalog with the site's key. Only its owner may enter it.
+///
+/// # Errors
+/// When it can't be made.
+pub(super) fn journals(state_dir: &Path) -> anyhow::Result<PathBuf> {
+    let path = state_dir.join("local");
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&path)
+        .with_context(|| format!("making {}", path.display()))?;
+    Ok(path)
 }
 
 /// This server's id: made once, then the same for ever.

@@ -2,24 +2,30 @@
 //!
 //! Loaded whole, swapped atomically, kept current by LISTEN/NOTIFY ([`Cache::follow`]) and by
 //! [`Cache::refresh`] after a change of our own. Readers never wait and never see half a
-//! change. It never asks PostgreSQL on a packet's path.
+//! change. It never asks PostgreSQL on a packet's path. The last picture is kept on disk
+//! (`saved`), so that a server starts without PostgreSQL.
 
+mod saved;
 mod snapshot;
 mod view;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 
-use crate::catalog::{Catalog, CatalogError, Change};
+use crate::catalog::{Catalog, CatalogError, Change, Loaded};
 use crate::model::Site;
+pub use saved::{NoPicture, Saved};
 pub use snapshot::Snapshot;
 pub use view::View;
 
 /// Pause before the catalog is tried again.
 const RETRY: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Between two savings.
+const SAVE_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// A handle on the current [`Snapshot`]; clones share it.
 #[derive(Debug, Clone)]
@@ -32,6 +38,15 @@ pub struct Cache {
     reloading: Arc<tokio::sync::Mutex<()>>,
     /// Wakes those who act on a change by themselves.
     changed: Arc<tokio::sync::watch::Sender<()>>,
+    /// What is to be saved next; `None` where nobody saves.
+    unsaved: Arc<Mutex<Unsaved>>,
+}
+
+/// What [`Cache::save`] has to write.
+#[derive(Debug, Default)]
+struct Unsaved {
+    wanted: bool,
+    picture: Option<Loaded>,
 }
 
 impl Cache {
@@ -40,15 +55,22 @@ impl Cache {
     /// # Errors
     /// When the catalog can't be read.
     pub async fn open(catalog: Catalog) -> Result<Self, CatalogError> {
-        let snapshot = Snapshot::new(catalog.load().await?);
-        let site = catalog.site().await?;
-        Ok(Self {
+        let cache = Self::of(catalog, Loaded::default());
+        cache.refresh().await?;
+        Ok(cache)
+    }
+
+    /// What was known when the catalog was last there; see [`Saved`].
+    #[must_use]
+    pub fn of(catalog: Catalog, loaded: Loaded) -> Self {
+        Self {
             catalog,
-            current: Arc::new(ArcSwap::from_pointee(snapshot)),
-            site: Arc::new(ArcSwap::from_pointee(site)),
+            current: Arc::new(ArcSwap::from_pointee(Snapshot::new(loaded))),
+            site: Arc::default(),
             reloading: Arc::new(tokio::sync::Mutex::new(())),
             changed: Arc::new(tokio::sync::watch::Sender::new(())),
-        })
+            unsaved: Arc::default(),
+        }
     }
 
     /// The current snapshot; cheap, never waits.
@@ -93,6 +115,12 @@ impl Cache {
         let _one = self.reloading.lock().await;
         let loaded = self.catalog.load().await?;
         self.refresh_site().await?;
+        {
+            let mut unsaved = self.lock_unsaved();
+            if unsaved.wanted {
+                unsaved.picture = Some(loaded.clone());
+            }
+        }
         self.current.store(Arc::new(Snapshot::new(loaded)));
         self.changed.send_replace(());
         Ok(())
@@ -100,6 +128,45 @@ impl Cache {
 }
 
 impl Cache {
+    /// Saves each new picture until cancelled, at most one in [`SAVE_EVERY`], and the last one
+    /// at the end.
+    pub async fn save(&self, saved: Saved, cancel: CancellationToken) {
+        let mut changes = self.watch();
+        while cancel
+            .run_until_cancelled(changes.changed())
+            .await
+            .is_some()
+        {
+            self.save_now(&saved).await;
+            let pause = tokio::time::sleep(SAVE_EVERY);
+            let _ = cancel.run_until_cancelled(pause).await;
+        }
+        self.save_now(&saved).await;
+    }
+
+    /// From now on pictures are kept for [`Cache::save`].
+    pub fn will_be_saved(&self) {
+        self.lock_unsaved().wanted = true;
+    }
+
+    async fn save_now(&self, saved: &Saved) {
+        let Some(picture) = self.lock_unsaved().picture.take() else {
+            return;
+        };
+        let saved = saved.clone();
+        let written = tokio::task::spawn_blocking(move || saved.write(&picture)).await;
+        match written.map_err(std::io::Error::other).flatten() {
+            Ok(()) => tracing::debug!("the picture of the catalog is saved"),
+            Err(error) => {
+                tracing::warn!(%error, "the picture of the catalog could not be saved");
+            }
+        }
+    }
+
+    fn lock_unsaved(&self) -> MutexGuard<'_, Unsaved> {
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Keeps the picture current until cancelled: reads the catalog again whenever anybody
     /// changed it, and after every reconnect. Many changes at once cost one read.
     pub async fn follow(&self, cancel: CancellationToken) {

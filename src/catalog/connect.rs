@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use super::error::is_transient;
-use super::{Catalog, CatalogError, CatalogOptions};
+use super::{Catalog, CatalogError, CatalogOptions, Standing};
 use crate::clock::Clock;
 use crate::model::Timestamp;
 
@@ -20,6 +21,9 @@ use crate::model::Timestamp;
 pub(super) struct Shared {
     pub(super) pool: PgPool,
     pub(super) server_id: Uuid,
+    /// How PostgreSQL stands; see [`super::Standing`].
+    pub(super) standing: watch::Sender<Standing>,
+    pub(super) suspected: Notify,
     hosts: Vec<PgConnectOptions>,
     clock: Clock,
 }
@@ -40,6 +44,16 @@ impl Catalog {
         options: &CatalogOptions,
         patience: Duration,
     ) -> Result<Self, CatalogError> {
+        let catalog = Self::prepare(options)?;
+        catalog.reach(patience).await?;
+        Ok(catalog)
+    }
+
+    /// A catalog whose PostgreSQL need not be there yet; see [`Catalog::reach`].
+    ///
+    /// # Errors
+    /// When the URL is not valid.
+    pub fn prepare(options: &CatalogOptions) -> Result<Self, CatalogError> {
         let hosts = split_hosts(&options.url)?
             .into_iter()
             .map(|url| {
@@ -51,11 +65,34 @@ impl Catalog {
                     .options([("dls.server_id", options.server_id.to_string())]))
             })
             .collect::<Result<Vec<_>, CatalogError>>()?;
+        let first = hosts.first().cloned().unwrap_or_default();
+        Ok(Self {
+            shared: Arc::new(Shared {
+                pool: pool(options, hosts.len() > 1, first),
+                server_id: options.server_id,
+                standing: watch::Sender::new(Standing::Here),
+                suspected: Notify::new(),
+                hosts,
+                clock: Clock::system(),
+            }),
+        })
+    }
+
+    /// Waits until PostgreSQL answers, up to `patience`.
+    ///
+    /// # Errors
+    /// When it can't be reached within `patience`, or refuses us.
+    pub async fn reach(&self, patience: Duration) -> Result<(), CatalogError> {
         let mut last = CatalogError::Unavailable("it did not answer".to_owned());
         let attempt = async {
             loop {
-                match open_pool(options, &hosts).await {
-                    Ok(pool) => return Ok(pool),
+                let reached = async {
+                    let host = primary(self.hosts()).await?;
+                    self.pool().set_connect_options(host);
+                    self.pool().acquire().await
+                };
+                match reached.await {
+                    Ok(_) => return Ok(()),
                     Err(error) if !is_transient(&error) && !is_absence(&error) => {
                         return Err(CatalogError::from(error));
                     }
@@ -64,18 +101,9 @@ impl Catalog {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
-        let pool = match tokio::time::timeout(patience, attempt).await {
-            Ok(outcome) => outcome?,
-            Err(_) => return Err(last),
-        };
-        Ok(Self {
-            shared: Arc::new(Shared {
-                pool,
-                server_id: options.server_id,
-                hosts,
-                clock: Clock::system(),
-            }),
-        })
+        tokio::time::timeout(patience, attempt)
+            .await
+            .unwrap_or(Err(last))
     }
 
     /// A round trip: PostgreSQL's clock, and how long the answer took.
@@ -101,7 +129,13 @@ impl Catalog {
         &self.shared.pool
     }
 
-    /// Runs an idempotent operation, again and again where its failure is one that passes.
+    /// The hosts of the URL.
+    pub(super) fn hosts(&self) -> &[PgConnectOptions] {
+        &self.shared.hosts
+    }
+
+    /// Runs an idempotent operation, again and again where its failure is one that passes; at
+    /// once in vain while PostgreSQL is known to be away.
     pub(super) async fn again<'a, T, F, Fut>(&'a self, operation: F) -> Result<T, CatalogError>
     where
         F: Fn(&'a PgPool) -> Fut,
@@ -110,15 +144,22 @@ impl Catalog {
         let mut pause = FIRST_PAUSE;
         let mut tries = 1;
         loop {
-            match self.watched(operation(self.pool())).await {
+            let asked = self.watched(operation(self.pool()));
+            match self.unless_away(asked).await? {
                 Err(error) if tries < TRIES && is_transient(&error) => {
                     tracing::debug!(%error, tries, "the database failed, trying again");
+                    self.suspect();
                     tokio::time::sleep(pause).await;
                     self.find_primary().await;
                     pause *= 2;
                     tries += 1;
                 }
-                outcome => return outcome.map_err(CatalogError::from),
+                outcome => {
+                    if matches!(outcome, Err(sqlx::Error::PoolTimedOut)) {
+                        self.suspect();
+                    }
+                    return outcome.map_err(CatalogError::from);
+                }
             }
         }
     }
@@ -151,12 +192,8 @@ impl Catalog {
     }
 }
 
-async fn open_pool(
-    options: &CatalogOptions,
-    hosts: &[PgConnectOptions],
-) -> Result<PgPool, sqlx::Error> {
-    let several = hosts.len() > 1;
-    let host = primary(hosts).await?;
+/// Opens no connection yet.
+fn pool(options: &CatalogOptions, several: bool, host: PgConnectOptions) -> PgPool {
     PgPoolOptions::new()
         .min_connections(options.min_connections)
         .max_connections(options.max_connections)
@@ -169,12 +206,11 @@ async fn open_pool(
                 Ok(())
             })
         })
-        .connect_with(host)
-        .await
+        .connect_lazy_with(host)
 }
 
 /// The first host that answers and is no standby. One host only: it is taken as it is.
-async fn primary(hosts: &[PgConnectOptions]) -> Result<PgConnectOptions, sqlx::Error> {
+pub(super) async fn primary(hosts: &[PgConnectOptions]) -> Result<PgConnectOptions, sqlx::Error> {
     use sqlx::{ConnectOptions, Connection};
 
     if let [one] = hosts {
@@ -198,7 +234,7 @@ async fn primary(hosts: &[PgConnectOptions]) -> Result<PgConnectOptions, sqlx::E
     Err(last)
 }
 
-async fn in_recovery(connection: &mut sqlx::PgConnection) -> Result<bool, sqlx::Error> {
+pub(super) async fn in_recovery(connection: &mut sqlx::PgConnection) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar!(r#"SELECT pg_is_in_recovery() AS "standby!""#)
         .fetch_one(connection)
         .await

@@ -46,6 +46,54 @@ impl Catalog {
             .collect())
     }
 
+    /// Stores leases as [`Catalog::commit_leases`] does, that were given while PostgreSQL was
+    /// away: `false` also where the machine has a newer lease in the range by now.
+    ///
+    /// # Errors
+    /// As all; then none was stored.
+    pub async fn replay_leases(
+        &self,
+        leases: &[Lease],
+        server_id: Uuid,
+    ) -> Result<Vec<bool>, CatalogError> {
+        let outdated = self.outdated(leases).await?;
+        let current: Vec<Lease> = leases
+            .iter()
+            .zip(&outdated)
+            .filter(|(_, outdated)| !**outdated)
+            .map(|(lease, _)| lease.clone())
+            .collect();
+        let mut stored = self.commit_leases(&current, server_id).await?.into_iter();
+        let fits = |outdated: bool| !outdated && stored.next().unwrap_or_default();
+        Ok(outdated.into_iter().map(fits).collect())
+    }
+
+    /// Whose machine has a newer lease in the range.
+    async fn outdated(&self, leases: &[Lease]) -> Result<Vec<bool>, CatalogError> {
+        let ranges: &Vec<Uuid> = &leases.iter().map(|l| l.range_id).collect();
+        let macs: &Vec<String> = &leases.iter().map(|l| l.mac.to_string()).collect();
+        let starts: &Vec<Timestamp> = &leases.iter().map(|l| l.starts_at).collect();
+        let declined: &Vec<bool> = &leases
+            .iter()
+            .map(|l| l.state == LeaseState::Declined)
+            .collect();
+        self.again(|pool| async move {
+            sqlx::query_scalar!(
+                r#"SELECT NOT i.declined AND EXISTS (SELECT 1 FROM leases x WHERE x.range_id = i.range_id AND x.mac = i.mac
+                       AND x.state <> 'declined' AND x.starts_at > i.starts_at) AS "outdated!"
+                   FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::boolean[]) WITH ORDINALITY
+                       AS i(range_id, mac, starts_at, declined, n) ORDER BY n"#,
+                ranges,
+                macs,
+                starts,
+                declined
+            )
+            .fetch_all(pool)
+            .await
+        })
+        .await
+    }
+
     /// Marks a lease released or declined if that MAC still holds it (declined: for
     /// `length_seconds` from `at`; released: it keeps its start and length).
     ///

@@ -1,7 +1,7 @@
 //! PostgreSQL and nothing else. The map: [`Catalog`] and its words are declared here, what it
 //! can do is in one file per noun (`images`, `versions`, `clients`, `clones`, `quotas`, `ranges`, `leases`,
 //! `boots`, `servers`, `replicas`),
-//! beside `connect` (pool, retries, several hosts), `migrate`, `load` (all that booting needs),
+//! beside `connect` (pool, retries, several hosts), `standing` (whether it is there), `migrate`, `load` (all that booting needs),
 //! `listen` (changes by anybody), `error` (from PostgreSQL's refusals to sentences), and
 //! [`embedded`] (a private cluster).
 //!
@@ -37,10 +37,12 @@ mod ranges;
 mod replicas;
 mod rows;
 mod servers;
+mod standing;
 mod versions;
 
 pub use boots::TrackedAttempt;
 pub use error::CatalogError;
+pub use standing::Standing;
 
 /// How to reach PostgreSQL.
 #[derive(Debug, Clone)]
@@ -68,7 +70,7 @@ pub struct Catalog {
 }
 
 /// One event or row change of a boot, as the tracker queues them. Order is kept.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum BootWrite {
     /// Insert the attempt, or update all that may change in it.
     Attempt(Attempt),
@@ -103,7 +105,7 @@ pub enum Change {
 }
 
 /// All that booting needs, read in one snapshot (REPEATABLE READ).
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Loaded {
     /// All clients with their MACs.
     pub clients: Vec<Client>,

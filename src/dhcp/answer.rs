@@ -64,9 +64,11 @@ impl Core {
             relay_information: case.request.relay_information.clone(),
         };
         self.gates().in_flight.insert(mac);
+        let sure = self.sole || snapshot.reserved_for(address).is_some();
         let ticket = Box::new(Ticket { case, reply });
         let stored = self.operations.try_send(Operation::Store {
             lease: Box::new(lease),
+            sure,
             ticket,
         });
         if let Err(full) = stored {

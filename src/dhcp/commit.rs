@@ -6,12 +6,18 @@
 //! not done. Releases, declines and re-reads of what other servers wrote go the same way, so
 //! that the address book never takes an older row for a newer one.
 //!
-//! Accepted: when the database does not answer in time, it is not known whether the leases
-//! were stored. Nothing is acknowledged then, and all leases are read again as soon as the
-//! database answers.
+//! While PostgreSQL is away, or too slow ([`HEDGE`]), leases that no other server can give away
+//! are owed to it: they are durable in the [`Ledger`] on this server's own disk, are
+//! acknowledged, and are paid in order when it is back. As long as anything is owed, all new
+//! business is owed as well, or it would be overtaken by older.
+//!
+//! Accepted: of the other leases it is not known whether they were stored when the database
+//! does not answer in time. They are not acknowledged then, and all leases are read again as
+//! soon as the database answers.
 
 use std::collections::{HashSet, VecDeque};
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,10 +26,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::ledger::{Ending, Ledger, Owed};
 use super::metrics::DhcpMetrics;
 use super::pool::Book;
 use crate::catalog::{Catalog, CatalogError};
-use crate::model::{Lease, LeaseState, MacAddr, Timestamp};
+use crate::model::{Lease, MacAddr};
 
 /// Leases in one transaction, at most.
 const BATCH: usize = 512;
@@ -38,11 +45,26 @@ const GATHER: Duration = Duration::from_millis(1);
 /// After this a client has asked again: the answer would come too late to be of use.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// A lease that can be owed does not wait longer for the database: the client is to have its
+/// answer within 200 ms.
+const HEDGE: Duration = Duration::from_millis(150);
+
+/// What is owed is paid in such batches, however long each takes.
+const PAYMENT: (usize, Duration) = (BATCH, Duration::from_secs(60));
+
+/// Between two tries to pay.
+const PAY_AGAIN: Duration = Duration::from_secs(1);
+
 /// Something to do on leases, in order.
 #[derive(Debug)]
 pub(super) enum Operation<T> {
-    /// Store a lease, then say so to whoever holds the ticket.
-    Store { lease: Box<Lease>, ticket: T },
+    /// Store a lease, then say so to whoever holds the ticket. `sure`: no other server can give
+    /// its address away, so that it can be owed.
+    Store {
+        lease: Box<Lease>,
+        sure: bool,
+        ticket: T,
+    },
     /// The machine gave its lease back, or found the address in use.
     End(Ending),
     /// Keep an address out that a stranger uses. It is in the book already, so that even
@@ -54,21 +76,10 @@ pub(super) enum Operation<T> {
     RereadAll,
 }
 
-/// The end of a lease.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Ending {
-    pub(super) address: Ipv4Addr,
-    pub(super) mac: MacAddr,
-    pub(super) state: LeaseState,
-    pub(super) at: Timestamp,
-    /// For a declined address: how long it is kept out.
-    pub(super) length_seconds: u32,
-}
-
 /// What became of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Durable.
+    /// Durable, in the database or in the ledger.
     Stored,
     /// Another machine holds the address.
     Taken,
@@ -88,6 +99,10 @@ pub(super) struct Committer<T> {
     pub(super) report: Report<T>,
     /// Addresses that the book knows of, to forget those whose rows are gone.
     pub(super) known: Arc<Mutex<HashSet<Ipv4Addr>>>,
+    /// What the database does not have yet.
+    pub(super) ledger: Arc<Ledger>,
+    /// Transactions that were not waited for; nothing is paid before they have ended.
+    pub(super) lagging: Arc<AtomicUsize>,
 }
 
 impl<T> Clone for Committer<T> {
@@ -99,6 +114,8 @@ impl<T> Clone for Committer<T> {
             metrics: self.metrics.clone(),
             report: self.report.clone(),
             known: self.known.clone(),
+            ledger: self.ledger.clone(),
+            lagging: self.lagging.clone(),
         }
     }
 }
@@ -121,22 +138,31 @@ struct Done {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Health {
     Good,
-    /// It is not known what was written.
+    /// It is not known what was written, or something is owed.
     Uncertain,
 }
 
 impl<T: Send + 'static> Committer<T> {
-    /// Works until it is cancelled and what was taken in by then is done.
+    /// Works until it is cancelled and what was taken in by then is done. `uncertain`: the book
+    /// may not be what the database says, so all leases are read when it answers.
     pub(super) async fn run(
         self,
         mut operations: mpsc::Receiver<Operation<T>>,
+        mut uncertain: bool,
         cancel: CancellationToken,
     ) {
         let mut line = Line::default();
         let mut running: JoinSet<Done> = JoinSet::new();
         let mut taken = Vec::with_capacity(BATCH);
-        let mut uncertain = false;
         let mut open = true;
+        let paying = CancellationToken::new();
+        let payer = tokio::spawn({
+            let (payer, paying) = (self.clone(), paying.clone());
+            async move { payer.pay_until(paying).await }
+        });
+        let mut standing = self.catalog.watch_standing();
+        let mut look = tokio::time::interval(PAY_AGAIN);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while open || !running.is_empty() || !line.waiting.is_empty() {
             let room = running.len() < LANES && line.waiting.len() < BATCH;
             tokio::select! {
@@ -157,16 +183,11 @@ impl<T: Send + 'static> Committer<T> {
                         for key in done.keys {
                             line.busy.remove(&key);
                         }
-                        match done.health {
-                            Health::Uncertain => uncertain = true,
-                            Health::Good if uncertain => {
-                                uncertain = false;
-                                line.waiting.push_back(Operation::RereadAll);
-                            }
-                            Health::Good => {}
-                        }
+                        uncertain |= done.health == Health::Uncertain;
                     }
                 }
+                _ = look.tick(), if uncertain && open => {}
+                Ok(()) = standing.changed(), if uncertain && open => {}
                 () = cancel.cancelled(), if open => {
                     operations.close();
                     while let Ok(last) = operations.try_recv() {
@@ -174,6 +195,10 @@ impl<T: Send + 'static> Committer<T> {
                     }
                     open = false;
                 }
+            }
+            if uncertain && open && !self.catalog.is_away() && !self.ledger.owes() {
+                uncertain = false;
+                line.waiting.push_back(Operation::RereadAll);
             }
             while running.len() < LANES {
                 let Some(job) = line.next(running.is_empty()) else {
@@ -183,52 +208,133 @@ impl<T: Send + 'static> Committer<T> {
                 running.spawn(async move { committer.work(job).await });
             }
         }
+        paying.cancel();
+        if let Err(error) = payer.await {
+            tracing::error!(%error, "the task that pays what is owed failed");
+        }
+        if self.ledger.owes() {
+            tracing::warn!(
+                leases = self.ledger.len(),
+                "stopped while the database was away; the journal keeps what it does not have"
+            );
+        }
+        // What was noted is on the disk.
+        self.ledger.owe(Vec::new()).await.ok();
     }
 
     async fn work(self, job: Job<T>) -> Done {
         let keys = job.keys;
         let health = match job.task {
-            Task::Store(batch) => self.store(batch).await,
+            Task::Store { batch, sure } => self.store(batch, sure).await,
             Task::Other(Operation::End(ending)) => self.end(ending).await,
             Task::Other(Operation::Quarantine(lease)) => self.quarantine(*lease).await,
             Task::Other(Operation::Reread(addresses)) => self.reread(&addresses).await,
             Task::Other(Operation::RereadAll) => self.reread_all().await,
-            Task::Other(Operation::Store { lease, ticket }) => {
-                self.store(vec![(*lease, ticket)]).await
-            }
+            Task::Other(Operation::Store {
+                lease,
+                sure,
+                ticket,
+            }) => self.store(vec![(*lease, ticket)], sure).await,
         };
         Done { keys, health }
     }
 
-    async fn store(&self, batch: Vec<(Lease, T)>) -> Health {
+    async fn store(&self, batch: Vec<(Lease, T)>, sure: bool) -> Health {
         let (leases, tickets): (Vec<Lease>, Vec<T>) = batch.into_iter().unzip();
-        let (verdicts, health) = self.store_rows(&leases).await;
+        let (verdicts, health) = match sure {
+            true if self.must_owe() => self.owe_rows(&leases).await,
+            true => self.store_or_owe(&leases).await,
+            // They may be given away by others: only the database can tell.
+            false => self.store_rows(&leases).await,
+        };
         for (ticket, verdict) in tickets.into_iter().zip(verdicts) {
             (self.report)(ticket, verdict);
         }
         health
     }
 
+    fn must_owe(&self) -> bool {
+        self.ledger.owes() || self.catalog.is_away()
+    }
+
+    /// The database gets [`HEDGE`]; then they are owed, and it may take its time.
+    async fn store_or_owe(&self, leases: &[Lease]) -> (Vec<Verdict>, Health) {
+        self.lagging.fetch_add(1, Ordering::AcqRel);
+        let mut storing = tokio::spawn({
+            let (committer, leases) = (self.clone(), leases.to_vec());
+            async move {
+                let stored = committer.commit(&leases).await;
+                committer.lagging.fetch_sub(1, Ordering::AcqRel);
+                stored
+            }
+        });
+        let Ok(ended) = tokio::time::timeout(HEDGE, &mut storing).await else {
+            tracing::debug!(
+                leases = leases.len(),
+                "the database is slow, leases are owed"
+            );
+            return self.owe_rows(leases).await;
+        };
+        match ended {
+            Ok(Ok(stored)) => self.take_over(leases, &stored).await,
+            Ok(Err(error @ (CatalogError::Refused { .. } | CatalogError::Conflict { .. }))) => {
+                self.refused(leases, error).await
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(leases = leases.len(), %error, "leases are owed to the database");
+                self.owe_rows(leases).await
+            }
+            Err(error) => {
+                tracing::error!(%error, "a task that stores leases failed");
+                (vec![Verdict::NotStored; leases.len()], Health::Uncertain)
+            }
+        }
+    }
+
+    /// Durable here, the database's later.
+    async fn owe_rows(&self, leases: &[Lease]) -> (Vec<Verdict>, Health) {
+        let owed = leases.iter().cloned().map(Owed::Put).collect();
+        if let Err(error) = self.ledger.owe(owed).await {
+            tracing::warn!(leases = leases.len(), %error, "leases can't be owed, nothing acknowledged");
+            self.metrics.not_owed(leases.len());
+            return (vec![Verdict::NotStored; leases.len()], Health::Uncertain);
+        }
+        self.metrics.owed(leases.len(), self.ledger.len());
+        let mut book = lock(&self.book);
+        let mut known = lock(&self.known);
+        for lease in leases {
+            known.insert(lease.address);
+            book.put(lease.clone());
+        }
+        (vec![Verdict::Stored; leases.len()], Health::Uncertain)
+    }
+
+    /// One row that breaks a rule (its range was changed a moment ago) must not cost the others
+    /// their answer.
+    async fn refused(&self, leases: &[Lease], error: CatalogError) -> (Vec<Verdict>, Health) {
+        if leases.len() == 1 {
+            tracing::warn!(%error, "a lease was refused by the database, nothing acknowledged");
+            return (vec![Verdict::NotStored], Health::Uncertain);
+        }
+        tracing::debug!(leases = leases.len(), %error, "batch refused, storing one by one");
+        let mut verdicts = Vec::with_capacity(leases.len());
+        let mut health = Health::Good;
+        for lease in leases {
+            let one = std::slice::from_ref(lease);
+            let (verdict, after) = Box::pin(self.store_rows(one)).await;
+            verdicts.extend(verdict);
+            if after == Health::Uncertain {
+                health = after;
+            }
+        }
+        (verdicts, health)
+    }
+
     async fn store_rows(&self, leases: &[Lease]) -> (Vec<Verdict>, Health) {
         match self.commit(leases).await {
             Ok(stored) => self.take_over(leases, &stored).await,
-            Err(error @ (CatalogError::Refused { .. } | CatalogError::Conflict { .. }))
-                if leases.len() > 1 =>
-            {
-                // One row that breaks a rule (its range was changed a moment ago) must not
-                // cost the others their answer.
-                tracing::debug!(leases = leases.len(), %error, "batch refused, storing one by one");
-                let mut verdicts = Vec::with_capacity(leases.len());
-                let mut health = Health::Good;
-                for lease in leases {
-                    let one = std::slice::from_ref(lease);
-                    let (verdict, after) = Box::pin(self.store_rows(one)).await;
-                    verdicts.extend(verdict);
-                    if after == Health::Uncertain {
-                        health = after;
-                    }
-                }
-                (verdicts, health)
+            Err(error @ (CatalogError::Refused { .. } | CatalogError::Conflict { .. })) => {
+                self.refused(leases, error).await
             }
             Err(error) => {
                 tracing::warn!(leases = leases.len(), %error, "leases not stored, nothing acknowledged");
@@ -245,6 +351,7 @@ impl<T: Send + 'static> Committer<T> {
     /// Brings the book up to what was stored and what was not.
     async fn take_over(&self, leases: &[Lease], stored: &[bool]) -> (Vec<Verdict>, Health) {
         let mut refused = Vec::new();
+        let mut has = Vec::with_capacity(leases.len());
         let mut verdicts = Vec::with_capacity(leases.len());
         {
             let mut book = lock(&self.book);
@@ -253,6 +360,7 @@ impl<T: Send + 'static> Committer<T> {
                 if *stored {
                     known.insert(lease.address);
                     book.put(lease.clone());
+                    has.push(lease);
                     verdicts.push(Verdict::Stored);
                 } else {
                     book.unhold(lease.range_id, lease.mac);
@@ -261,7 +369,8 @@ impl<T: Send + 'static> Committer<T> {
                 }
             }
         }
-        self.metrics.batch_stored(leases.len() - refused.len());
+        self.metrics.batch_stored(has.len());
+        self.ledger.has(has);
         if refused.is_empty() {
             return (verdicts, Health::Good);
         }
@@ -271,6 +380,9 @@ impl<T: Send + 'static> Committer<T> {
     }
 
     async fn end(&self, ending: Ending) -> Health {
+        if self.must_owe() {
+            return self.owe_one(Owed::End(ending)).await;
+        }
         let ended = self
             .in_time(self.catalog.end_lease(
                 ending.address,
@@ -284,11 +396,11 @@ impl<T: Send + 'static> Committer<T> {
             Ok(true) => self.reread(&[ending.address]).await,
             Ok(false) => Health::Good,
             Err(error) => {
-                tracing::warn!(
+                tracing::debug!(
                     client.mac = %ending.mac, address = %ending.address, state = %ending.state, %error,
-                    "the end of a lease was not stored"
+                    "the end of a lease is owed to the database"
                 );
-                Health::Uncertain
+                self.owe_one(Owed::End(ending)).await
             }
         }
     }
@@ -296,19 +408,146 @@ impl<T: Send + 'static> Committer<T> {
     async fn quarantine(&self, lease: Lease) -> Health {
         let address = lease.address;
         lock(&self.known).insert(address);
-        let stored = self
-            .in_time(self.catalog.commit_leases(&[lease], self.server_id))
-            .await;
-        match stored {
+        if self.must_owe() {
+            return self.owe_one(Owed::Put(lease)).await;
+        }
+        let one = std::slice::from_ref(&lease);
+        match self.commit(one).await {
             Ok(_) => self.reread(&[address]).await,
             Err(error) => {
-                tracing::warn!(%address, %error, "a quarantine was not stored");
-                Health::Uncertain
+                tracing::debug!(%address, %error, "a quarantine is owed to the database");
+                self.owe_one(Owed::Put(lease)).await
             }
         }
     }
 
+    async fn owe_one(&self, owed: Owed) -> Health {
+        match self.ledger.owe(vec![owed]).await {
+            Ok(()) => self.metrics.owed(1, self.ledger.len()),
+            Err(error) => {
+                tracing::warn!(%error, "the end of a lease was not stored");
+                self.metrics.not_owed(1);
+            }
+        }
+        Health::Uncertain
+    }
+
+    // ---- paying ----
+
+    /// Pays what is owed whenever the database is there, until cancelled; then once more.
+    async fn pay_until(&self, cancel: CancellationToken) {
+        let mut standing = self.catalog.watch_standing();
+        while !cancel.is_cancelled() {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = tokio::time::sleep(PAY_AGAIN) => {}
+                Ok(()) = standing.changed() => {}
+            }
+            // The last leases of a server that stops are owed only if the database is away.
+            self.pay().await;
+        }
+    }
+
+    /// Pays until nothing is owed or the database fails.
+    pub(super) async fn pay(&self) -> bool {
+        while self.ledger.owes() {
+            if self.catalog.is_away() || self.lagging.load(Ordering::Acquire) > 0 {
+                return false;
+            }
+            let owed = self.ledger.oldest(PAYMENT.0);
+            if owed.is_empty() {
+                // Its record is being written.
+                return false;
+            }
+            let count = owed.len();
+            match tokio::time::timeout(PAYMENT.1, self.pay_batch(&owed)).await {
+                Ok(Ok(())) => {
+                    self.ledger.paid(count);
+                    self.metrics.owing(self.ledger.len());
+                    if !self.ledger.owes() {
+                        tracing::info!("the database has all leases again");
+                    }
+                }
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "what is owed to the database can't be paid yet");
+                    return false;
+                }
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    async fn pay_batch(&self, owed: &[Owed]) -> Result<(), CatalogError> {
+        for group in owed.chunk_by(|a, b| matches!((a, b), (Owed::Put(_), Owed::Put(_)))) {
+            let puts: Vec<Lease> = group
+                .iter()
+                .filter_map(|o| match o {
+                    Owed::Put(lease) => Some(lease.clone()),
+                    Owed::End(_) => None,
+                })
+                .collect();
+            if !puts.is_empty() {
+                self.pay_leases(&puts).await?;
+            }
+            for one in group {
+                if let Owed::End(e) = one {
+                    let ended =
+                        self.catalog
+                            .end_lease(e.address, e.mac, e.state, e.at, e.length_seconds);
+                    if !ended.await? {
+                        self.set_aside(one, "that machine does not hold the address any more");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the database refuses for itself is set aside, and holds nothing up.
+    async fn pay_leases(&self, leases: &[Lease]) -> Result<(), CatalogError> {
+        // Only the last word on a machine or an address counts; one statement takes each once.
+        match self.catalog.replay_leases(leases, self.server_id).await {
+            Ok(stored) => {
+                for (lease, stored) in leases.iter().zip(stored) {
+                    if !stored && !superseded(lease, leases) {
+                        let owed = Owed::Put(lease.clone());
+                        self.set_aside(
+                            &owed,
+                            "another machine holds the address, or the machine has a newer lease",
+                        );
+                    }
+                }
+                Ok(())
+            }
+            Err(error @ (CatalogError::Refused { .. } | CatalogError::Conflict { .. })) => {
+                if let [one] = leases {
+                    self.set_aside(&Owed::Put(one.clone()), &error.to_string());
+                    return Ok(());
+                }
+                for lease in leases {
+                    Box::pin(self.pay_leases(std::slice::from_ref(lease))).await?;
+                }
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn set_aside(&self, owed: &Owed, why: &str) {
+        self.metrics.set_aside();
+        tracing::warn!(
+            ?owed,
+            why,
+            "what this server did while the database was away no longer fits; it is set aside"
+        );
+    }
+
     async fn reread(&self, addresses: &[Ipv4Addr]) -> Health {
+        if self.must_owe() {
+            // Rows may be older than what is owed; all are read when it is paid.
+            return Health::Uncertain;
+        }
         match self
             .in_time(self.catalog.list_leases(Some(addresses)))
             .await
@@ -324,13 +563,27 @@ impl<T: Send + 'static> Committer<T> {
         }
     }
 
-    /// Reads every lease, before anything is served; `false` if the database does not answer.
+    /// What this server knew last, where the database is away at the start.
+    pub(super) fn remember(&self, leases: Vec<Lease>) {
+        let mut book = lock(&self.book);
+        let mut known = lock(&self.known);
+        for lease in leases {
+            known.insert(lease.address);
+            book.put(lease);
+        }
+    }
+
+    /// Reads every lease, before anything is served, with nothing owed; `false` if the database
+    /// does not answer.
     pub(super) async fn read_all(&self) -> bool {
-        self.reread_all().await == Health::Good
+        self.pay().await && self.reread_all().await == Health::Good
     }
 
     /// Reads every lease; alone, so that none is written meanwhile by us.
     async fn reread_all(&self) -> Health {
+        if self.must_owe() {
+            return Health::Uncertain;
+        }
         match self.catalog.list_leases(None).await {
             Ok(rows) => {
                 let before = lock(&self.known).clone();
@@ -352,6 +605,9 @@ impl<T: Send + 'static> Committer<T> {
         for lease in &rows {
             gone.remove(&lease.address);
         }
+        self.ledger.gone(gone.iter().copied());
+        let differs = |lease: &&Lease| book.lease_at(lease.address) != Some(lease);
+        self.ledger.has(rows.iter().filter(differs));
         // First the removals: a machine that has moved has one address at any time.
         for address in gone {
             known.remove(&address);
@@ -394,7 +650,11 @@ struct Job<T> {
 }
 
 enum Task<T> {
-    Store(Vec<(Lease, T)>),
+    /// All of them sure, or none.
+    Store {
+        batch: Vec<(Lease, T)>,
+        sure: bool,
+    },
     Other(Operation<T>),
 }
 
@@ -418,6 +678,7 @@ impl<T> Line<T> {
             return None;
         }
         let mut batch = Vec::new();
+        let mut all_sure = None;
         let mut batch_keys = Vec::new();
         // What waits before it blocks an operation as well as what runs.
         let mut blocked: HashSet<Key> = HashSet::new();
@@ -439,7 +700,12 @@ impl<T> Line<T> {
                 .iter()
                 .all(|key| !self.busy.contains(key) && !blocked.contains(key));
             match operation {
-                Operation::Store { lease, ticket } if free && batch.len() < BATCH => {
+                Operation::Store {
+                    lease,
+                    sure,
+                    ticket,
+                } if free && batch.len() < BATCH && all_sure.is_none_or(|all| all == sure) => {
+                    all_sure = Some(sure);
                     self.busy.extend(&keys);
                     batch_keys.extend(keys);
                     batch.push((*lease, ticket));
@@ -466,9 +732,21 @@ impl<T> Line<T> {
         }
         (!batch.is_empty()).then_some(Job {
             keys: batch_keys,
-            task: Task::Store(batch),
+            task: Task::Store {
+                batch,
+                sure: all_sure.unwrap_or_default(),
+            },
         })
     }
+}
+
+/// A later lease of the batch is of the same machine or address.
+fn superseded(lease: &Lease, batch: &[Lease]) -> bool {
+    let later = batch.iter().rev().take_while(|l| !std::ptr::eq(*l, lease));
+    let same = |l: &&Lease| {
+        l.address == lease.address || (l.range_id, l.mac) == (lease.range_id, lease.mac)
+    };
+    later.filter(same).count() > 0
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -478,6 +756,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{LeaseState, Timestamp};
 
     fn store(mac: u8, address: u8, ticket: u32) -> Operation<u32> {
         Operation::Store {
@@ -492,13 +771,16 @@ mod tests {
                 length_seconds: 60,
                 relay_information: None,
             }),
+            sure: true,
             ticket,
         }
     }
 
     fn tickets(job: Option<Job<u32>>) -> Vec<u32> {
         match job.map(|job| job.task) {
-            Some(Task::Store(batch)) => batch.into_iter().map(|(_, ticket)| ticket).collect(),
+            Some(Task::Store { batch, .. }) => {
+                batch.into_iter().map(|(_, ticket)| ticket).collect()
+            }
             _ => Vec::new(),
         }
     }

@@ -15,12 +15,13 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::answer::Ticket;
-use super::commit::{Ending, Operation};
+use super::commit::Operation;
 use super::decide::{
     Boot, BootRefusal, DECLINE_SECONDS, Decision, Loader, Port, Silence, Unknown, boot_part, decide,
 };
 use super::facts::{Case, speaker};
 use super::foreign::Strangers;
+use super::ledger::Ending;
 use super::link::Link;
 use super::metrics::{DhcpMetrics, Dropped, ProbeOutcome, Registration};
 use super::pool::Book;
@@ -64,6 +65,8 @@ pub(super) struct Core {
     pub(super) ours: ArcSwap<HashSet<Ipv4Addr>>,
     pub(super) http_port: u16,
     pub(super) default_image: Option<String>,
+    /// No other server shares the catalog: every address is this one's to give.
+    pub(super) sole: bool,
     pub(super) tasks: TaskTracker,
     pub(super) gates: Mutex<Gates>,
     pub(super) strangers: Mutex<Strangers>,

@@ -6,6 +6,7 @@
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::decide::{BootRefusal, NakReason, ReplyKind, Shape, Silence};
@@ -95,6 +96,10 @@ pub struct DhcpMetrics {
     foreign: Counter,
     batches: Counter,
     stored: Counter,
+    owed: Counter,
+    owing: Gauge,
+    not_owed: Counter,
+    set_aside: Counter,
 }
 
 impl DhcpMetrics {
@@ -187,6 +192,26 @@ impl DhcpMetrics {
             self.batches.clone(),
         );
         registry.register("leases_stored", "Leases stored", self.stored.clone());
+        registry.register(
+            "leases_owed",
+            "Leases and ends of leases that went to the local journal because the database was away or slow",
+            self.owed.clone(),
+        );
+        registry.register(
+            "leases_owing",
+            "Of them, those that the database does not have yet",
+            self.owing.clone(),
+        );
+        registry.register(
+            "leases_not_owed",
+            "Leases and ends of leases that neither the database nor the local journal took",
+            self.not_owed.clone(),
+        );
+        registry.register(
+            "leases_set_aside",
+            "Leases of the local journal that no longer fitted when the database was back",
+            self.set_aside.clone(),
+        );
     }
 
     pub(super) fn request(&self, kind: RequestKind) {
@@ -234,6 +259,24 @@ impl DhcpMetrics {
     pub(super) fn batch_stored(&self, leases: usize) {
         self.batches.inc();
         self.stored.inc_by(leases as u64);
+    }
+
+    /// `more` went to the journal, which now holds `all`.
+    pub(super) fn owed(&self, more: usize, all: usize) {
+        self.owed.inc_by(more as u64);
+        self.owing(all);
+    }
+
+    pub(super) fn owing(&self, all: usize) {
+        self.owing.set(i64::try_from(all).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn not_owed(&self, leases: usize) {
+        self.not_owed.inc_by(leases as u64);
+    }
+
+    pub(super) fn set_aside(&self) {
+        self.set_aside.inc();
     }
 
     fn silence(&self, word: &'static str) -> Counter {

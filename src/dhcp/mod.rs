@@ -3,7 +3,7 @@
 //! *Pure*: [`wire`] bytes <-> types; [`decide`] request + facts -> decision; [`pool`] who has
 //! which address; `frame` IPv4/UDP and ARP bytes; `foreign` notes on other servers.
 //! *Edge*: [`server`] binds, receives and follows interfaces (`interfaces`, `link`, `socket`,
-//! `raw`); `flow` is a packet's way, with its `facts` and the `answer`, `overhear` other servers, the lease committer (`commit`), the ARP
+//! `raw`); `flow` is a packet's way, with its `facts` and the `answer`, `overhear` other servers, the lease committer (`commit`) with the `ledger` of what the database does not have, the ARP
 //! prober (`probe`), the registration of unknown machines (`registrar`) and `metrics`.
 
 mod answer;
@@ -14,6 +14,7 @@ mod flow;
 mod foreign;
 mod frame;
 mod interfaces;
+mod ledger;
 mod link;
 pub mod metrics;
 mod overhear;

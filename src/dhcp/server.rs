@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -29,6 +30,7 @@ use super::foreign::Strangers;
 use super::frame;
 pub use super::interfaces::Selection;
 use super::interfaces::{self, Interface};
+use super::ledger::Ledger;
 use super::link::Link;
 pub use super::link::{BindError, Ports};
 pub use super::metrics::DhcpMetrics;
@@ -43,7 +45,8 @@ use crate::boot::tracker::Tracker;
 use crate::cache::Cache;
 use crate::catalog::{Catalog, Change};
 use crate::clock::Clock;
-use crate::model::{AttemptOutcome, Client, RangeMode, Stage};
+use crate::journal::JournalError;
+use crate::model::{AttemptOutcome, Client, Lease, RangeMode, Stage};
 
 /// Operations on leases that may wait for the database.
 const QUEUE: usize = 16_384;
@@ -94,6 +97,11 @@ pub struct DhcpOptions {
     pub default_image: Option<String>,
     /// This server, in the rows that it writes.
     pub server_id: Uuid,
+    /// No other server shares the catalog: every address is this one's to give, also while the
+    /// database is away.
+    pub sole: bool,
+    /// Where the journal of leases lies.
+    pub journal_dir: PathBuf,
 }
 
 /// The DHCP server: make it, [`DhcpServer::bind`] it while privileged, then
@@ -105,12 +113,17 @@ pub struct DhcpServer {
     newcomers: mpsc::Receiver<Client>,
     options: DhcpOptions,
     links: HashMap<String, Arc<Link>>,
+    /// The leases as they were known when the server last ran.
+    remembered: Vec<Lease>,
 }
 
 impl DhcpServer {
-    /// Makes it; nothing is opened yet.
-    #[must_use]
-    pub fn new(handles: Handles, options: DhcpOptions) -> Self {
+    /// Makes it; no port is opened yet.
+    ///
+    /// # Errors
+    /// When the journal of leases can't be opened.
+    pub fn new(handles: Handles, options: DhcpOptions) -> Result<Self, JournalError> {
+        let (ledger, remembered) = Ledger::open(&options.journal_dir)?;
         let Handles {
             cache,
             catalog,
@@ -137,6 +150,7 @@ impl DhcpServer {
             ours: ArcSwap::default(),
             http_port: options.http_port,
             default_image: options.default_image.clone(),
+            sole: options.sole,
             tasks: TaskTracker::new(),
             gates: Mutex::new(Gates::default()),
             strangers: Mutex::new(Strangers::default()),
@@ -152,15 +166,18 @@ impl DhcpServer {
             metrics,
             report,
             known: Arc::default(),
+            ledger: Arc::new(ledger),
+            lagging: Arc::default(),
         };
-        Self {
+        Ok(Self {
             core,
             committer,
             operations: receiver,
             newcomers,
             options,
             links: HashMap::new(),
-        }
+            remembered,
+        })
     }
 
     /// Opens the ports on all interfaces that are served and there by now; others are
@@ -207,19 +224,23 @@ impl DhcpServer {
 
     /// Serves until cancelled; then leases that are under way are stored and acknowledged.
     pub async fn run(self, cancel: CancellationToken) {
-        // Before leases are known, every address would look free.
-        while !self.committer.read_all().await {
-            tokio::select! {
-                () = cancel.cancelled() => return,
-                () = tokio::time::sleep(LOOK) => {}
-            }
+        // Before leases are known, every address would look free. Without the database those are
+        // known that this server knew last.
+        let mut uncertain = false;
+        if !self.committer.read_all().await {
+            tracing::warn!(
+                leases = self.remembered.len(),
+                "leases are taken from the local journal until the database answers"
+            );
+            self.committer.remember(self.remembered);
+            uncertain = true;
         }
         let committing = CancellationToken::new();
-        let committer = tokio::spawn(
-            self.committer
-                .clone()
-                .run(self.operations, committing.clone()),
-        );
+        let committer = tokio::spawn(self.committer.clone().run(
+            self.operations,
+            uncertain,
+            committing.clone(),
+        ));
         let mut tasks = JoinSet::new();
         tasks.spawn(self.core.registrar.clone().run(
             self.newcomers,

@@ -1,7 +1,7 @@
 """A machine without a machine: boots as iPXE does and prints the script that it was given.
 
-Usage: boot.py MAC. DISCOVER and REQUEST as iPXE on lan0, the address it got is added to
-lan0, then the boot file is fetched by HTTP. Exit status 1 if nobody answered in 20 s.
+Usage: boot.py MAC [lease]. DISCOVER and REQUEST as iPXE on lan0, the address it got is added to
+lan0, then the boot file is fetched by HTTP; with `lease` that is all of it. Exit status 1 if nobody answered in 20 s.
 """
 
 import os
@@ -64,6 +64,9 @@ server = options(offer)[54]
 ack = ask(3, b"\x32\x04" + offer[16:20] + b"\x36\x04" + server)
 address = socket.inet_ntoa(ack[16:20])
 subprocess.run(["ip", "addr", "add", f"{address}/16", "dev", "lan0"], stderr=subprocess.DEVNULL)
+if sys.argv[2:] == ["lease"]:
+    print("ACK", address)
+    sys.exit(0)
 url = options(ack).get(67) or ack[108:236].split(b"\0")[0]
 url = url.rstrip(b"\0").decode()
 while time.time() < deadline:

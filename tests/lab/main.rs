@@ -9,6 +9,7 @@
 //!   port; [`crashes`]: kill -9 at any moment; [`powercut`]: an ACK outlives the power
 //! - [`disks`]: Debian from its disk, by every path; [`exports`]: the disks' protocols under
 //!   kill -9, restarts, a full store; [`crowds`]: what many of them cost
+//! - [`outage`]: boots while the database hangs, and a start without it
 //! - [`zfs`]: the `zfs` backend on real OpenZFS
 //!
 //! A failed test leaves its logs, capture and console under `target/tmp/lab/NAME`.
@@ -30,6 +31,7 @@ mod hostile;
 mod live;
 mod machine;
 mod net;
+mod outage;
 mod powercut;
 mod product;
 mod zfs;

@@ -64,6 +64,13 @@ pub(super) async fn finished<T>(
 }
 
 pub(super) async fn find(api: &Shared, name: &str) -> Result<Image, ApiError> {
+    if api.catalog.is_away() {
+        // Whoever wants to change it will be told by the change.
+        let snapshot = api.cache.get();
+        let by_id = name.parse().ok().and_then(|id| snapshot.image(id));
+        let found = by_id.or_else(|| snapshot.image_by_name(name));
+        return found.map(|i| (**i).clone()).ok_or_else(|| not_found(name));
+    }
     let found = match name.parse::<Uuid>() {
         Ok(id) => api.catalog.get_image_metadata(id).await?,
         Err(_) if name.contains('\0') => None,

@@ -8,6 +8,7 @@ use super::{blocking, find, fresh};
 use crate::admin::Shared;
 use crate::admin::error::ApiError;
 use crate::admin::extract::{Asked, Called, JsonObject};
+use crate::admin::known;
 use crate::catalog::Page;
 use crate::model::{Image, ImageKind};
 use crate::storage::Volume;
@@ -21,14 +22,14 @@ pub(in crate::admin) async fn list(
     let page = asked.page();
     let templates = asked.parsed::<bool>("templates", "true or false") == Some(true);
     asked.finish()?;
-    let images = if templates {
-        let all = api.catalog.list_images(Page::default()).await?;
-        let number = |n: Option<i64>| n.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-        all.into_iter()
-            .filter(|image| image.is_template)
-            .skip(number(page.offset).unwrap_or(0))
-            .take(number(page.limit).unwrap_or(usize::MAX))
-            .collect()
+    let away = api.catalog.is_away();
+    let images = if templates || away {
+        let all = match away {
+            true => known::images(&api),
+            false => api.catalog.list_images(Page::default()).await?,
+        };
+        let wanted = |image: &Image| image.is_template || !templates;
+        known::cut(all.into_iter().filter(wanted), page)
     } else {
         api.catalog.list_images(page).await?
     };

@@ -33,6 +33,8 @@ pub(super) struct Book {
     strangers_new: u32,
     /// Ended attempts by id, forgotten after [`REMEMBER`].
     ended: HashMap<Uuid, Boot>,
+    /// Ended in an earlier run, though the database may not say so yet.
+    ended_before: HashSet<Uuid>,
     /// The latest ended one of a machine.
     ended_of: HashMap<MacAddr, Uuid>,
     /// Ids of `ended` with the time at which to look at them again, in that order.
@@ -102,6 +104,7 @@ impl Book {
             second: Timestamp::UNIX_EPOCH,
             strangers_new: 0,
             ended: HashMap::new(),
+            ended_before: HashSet::new(),
             ended_of: HashMap::new(),
             forget: VecDeque::new(),
             ticked: None,
@@ -247,6 +250,16 @@ impl Book {
                 Vec::new()
             }
         }
+    }
+
+    /// These ended in an earlier run of this server.
+    pub(super) fn know_ended(&mut self, ids: HashSet<Uuid>) {
+        self.ended_before = ids;
+    }
+
+    /// Whether an attempt that the database calls open has ended.
+    pub(super) fn has_ended(&self, id: Uuid) -> bool {
+        self.ended.contains_key(&id) || self.ended_before.contains(&id)
     }
 
     /// Forgets an open attempt that another server goes on with; the row says which.

@@ -4,20 +4,21 @@
 //! task ([`Tracker::run`]) writes the rows in order. A database that is away delays rows,
 //! never a boot. It judges nothing itself: `session` does.
 //!
-//! `book`: the attempts in memory. `queue`: rows on their way. `writer`: the task and the
+//! `book`: the attempts in memory. `queue`: rows on their way. `ledger`: the same on disk. `writer`: the task and the
 //! tick. `metrics`: the numbers.
 //!
 //! Two locks, always in this order: book, then queue; rows are pushed under the book's lock,
 //! so that they stand in the queue in the order in which the machine made them.
 
 mod book;
+mod ledger;
 mod metrics;
 mod queue;
 mod writer;
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::{Notify, broadcast};
@@ -34,6 +35,7 @@ use crate::model::{
 };
 
 pub use self::book::Ignored;
+pub use self::ledger::{Ledger, Left};
 pub use self::metrics::{EndLabels, ReasonLabel, StageLabel, TrackerMetrics};
 
 /// A handle; clones share the state.
@@ -118,6 +120,8 @@ struct Shared {
     server_id: Uuid,
     book: Mutex<Book>,
     queue: Mutex<Queue>,
+    /// Where rows are kept that the database does not have.
+    ledger: OnceLock<Ledger>,
     /// Rows that the writer holds in its hand.
     in_hand: AtomicUsize,
     wake: Notify,
@@ -138,6 +142,7 @@ impl Tracker {
             server_id,
             book: Mutex::new(Book::new(server_id, rules, caps)),
             queue: Mutex::new(Queue::new(caps.queued_rows)),
+            ledger: OnceLock::new(),
             in_hand: AtomicUsize::new(0),
             wake: Notify::new(),
             idle: Notify::new(),
@@ -150,8 +155,36 @@ impl Tracker {
         }
     }
 
-    /// Goes on with the attempts that an earlier run of this server left open. Their
-    /// deadlines begin anew. Returns how many.
+    /// Keeps rows on this server's own disk from now on, and goes on with what an earlier run
+    /// left there: its open boots, whose deadlines begin anew, and the rows that the database
+    /// may not have. Returns how many boots. To be called once, before anything is observed.
+    pub fn remember(&self, ledger: Ledger, left: Left) -> usize {
+        let shared = &self.shared;
+        let mut book = shared.book();
+        let now = shared.clock.now();
+        {
+            let mut queue = shared.queue();
+            queue.begin_at(left.last);
+            for row in left.rows {
+                // They stand in the journal already, by the numbers before.
+                queue.push(row);
+            }
+            queue.begin_at(left.last);
+        }
+        if shared.ledger.set(ledger).is_err() {
+            warn!("a tracker has one ledger");
+        }
+        book.know_ended(left.ended);
+        for (attempt, events, session) in left.open {
+            let steps = book.recall(attempt, &events, session, now);
+            shared.record(&book, steps);
+        }
+        shared.metrics.sizes(book.len(), book.strangers());
+        book.len()
+    }
+
+    /// Goes on with the attempts that an earlier run of this server left open in the catalog,
+    /// but for those that are known here. Their deadlines begin anew. Returns how many are open.
     ///
     /// # Errors
     /// When the catalog can't be read; nothing was taken over then.
@@ -161,6 +194,9 @@ impl Tracker {
         let mut book = shared.book();
         let now = shared.clock.now();
         for (attempt, events, session) in rows {
+            if book.has_ended(attempt.id) {
+                continue;
+            }
             let steps = book.recall(attempt, &events, session, now);
             shared.record(&book, steps);
         }
@@ -342,7 +378,12 @@ impl Shared {
                         event: event.clone(),
                     }));
                 }
-                let dropped = queue.push(row(effect));
+                let row = row(effect);
+                let noted = self.ledger.get().map(|ledger| (ledger, row.clone()));
+                let dropped = queue.push(row);
+                if let Some((ledger, row)) = noted {
+                    ledger.row(queue.last(), &row);
+                }
                 if dropped > 0 {
                     self.metrics.dropped(dropped);
                     warn!(

@@ -21,6 +21,8 @@ pub(super) struct Queue {
     states: HashMap<(Uuid, Kind), u64>,
     capacity: usize,
     dropped: u64,
+    /// Rows pushed since the beginning of the journal, replaced ones too.
+    last: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,12 +39,14 @@ impl Queue {
             states: HashMap::new(),
             capacity: capacity.max(16),
             dropped: 0,
+            last: 0,
         }
     }
 
     /// Puts a row at the end, or a state row in the place of its older self. Returns how
     /// many rows were dropped to make room.
     pub(super) fn push(&mut self, row: BootWrite) -> u64 {
+        self.last += 1;
         if let Some(key) = state_key(&row) {
             let waiting = self.states.get(&key).and_then(|&n| self.index(n));
             if let Some(older) = waiting.and_then(|i| self.rows.get_mut(i)) {
@@ -57,6 +61,16 @@ impl Queue {
         } else {
             0
         }
+    }
+
+    /// The number of the row that was pushed last, counted from the beginning.
+    pub(super) const fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Counts from there on.
+    pub(super) const fn begin_at(&mut self, last: u64) {
+        self.last = last;
     }
 
     /// Takes up to `most` rows from the front.

@@ -68,12 +68,17 @@ impl Tracker {
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while cancel.run_until_cancelled(every.tick()).await.is_some() {
             self.tick();
+            if self.shared.catalog.is_away()
+                && let Some(ledger) = self.shared.ledger.get()
+            {
+                ledger.sync().await;
+            }
         }
     }
 
     async fn write_until(&self, cancel: &CancellationToken) {
         loop {
-            let batch = self.take();
+            let (batch, covered) = self.take();
             if batch.is_empty() {
                 self.shared.idle.notify_waiters();
                 if cancel.is_cancelled() {
@@ -88,23 +93,37 @@ impl Tracker {
             }
             if !self.write(&batch, cancel).await {
                 let left = batch.len() + self.shared.queue().len();
-                error!(
-                    rows = left,
-                    "stopped before these rows of boots could be written"
-                );
+                match self.shared.ledger.get() {
+                    Some(ledger) => {
+                        ledger.sync().await;
+                        warn!(
+                            rows = left,
+                            "stopped while the database was away; the journal keeps the rows of boots that it does not have"
+                        );
+                    }
+                    None => error!(
+                        rows = left,
+                        "stopped before these rows of boots could be written"
+                    ),
+                }
                 return;
+            }
+            if let (Some(number), Some(ledger)) = (covered, self.shared.ledger.get()) {
+                ledger.written(number);
             }
             self.shared.in_hand.store(0, Ordering::Release);
         }
     }
 
-    fn take(&self) -> Vec<BootWrite> {
+    /// The next rows; and, if no other waits, the number up to which all are written with them.
+    fn take(&self) -> (Vec<BootWrite>, Option<u64>) {
         let mut queue = self.shared.queue();
         let batch = queue.take(BATCH);
+        let covered = (queue.len() == 0).then(|| queue.last());
         // Under the lock, so that `is_drained` never sees neither.
         self.shared.in_hand.store(batch.len(), Ordering::Release);
         self.shared.metrics.queued(queue.len());
-        batch
+        (batch, covered)
     }
 
     /// Writes a batch, however long the database is away; false if cancelled for too long.
@@ -176,7 +195,13 @@ impl Tracker {
     /// Waits before the next try. After cancellation tries go on for [`LAST_WORDS`].
     async fn pause(&self, pause: Duration, cancel: &CancellationToken) -> bool {
         if !cancel.is_cancelled() {
-            let _ = cancel.run_until_cancelled(tokio::time::sleep(pause)).await;
+            let mut standing = self.shared.catalog.watch_standing();
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                // Once known to be away, its return is waited for.
+                () = tokio::time::sleep(pause) => {}
+                Ok(()) = standing.changed() => {}
+            }
             return true;
         }
         let now = self.shared.clock.instant();

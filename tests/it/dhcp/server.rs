@@ -251,6 +251,7 @@ async fn serve(
         metrics,
         loader_for: std::sync::Arc::new(loader_for),
     };
+    let journal_dir = tempfile::tempdir().unwrap();
     let options = DhcpOptions {
         interfaces: settings.interfaces,
         ports: Ports::default(),
@@ -258,8 +259,10 @@ async fn serve(
         unknown_clients: settings.unknown_clients,
         default_image: None,
         server_id: settings.server_id,
+        sole: false,
+        journal_dir: journal_dir.path().to_owned(),
     };
-    let mut server = DhcpServer::new(handles, options);
+    let mut server = DhcpServer::new(handles, options).unwrap();
     if let Err(error) = server.bind() {
         let _ = ready.send(Err(error));
         return;

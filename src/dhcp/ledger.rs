@@ -1,0 +1,286 @@
+//! Leases on this server's own disk: what PostgreSQL does not have yet, and what a server must
+//! know that starts without it.
+//!
+//! What is owed stands in the journal, synced, before anything is acknowledged; it is paid in
+//! order, and only then struck out. Paying twice does no harm (a lease is one row), so a crash
+//! between the two needs no care. It asks PostgreSQL nothing: the committer does.
+
+use std::collections::VecDeque;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::pool::Book;
+use crate::journal::{Journal, JournalError};
+use crate::model::{Lease, LeaseState, MacAddr, Timestamp};
+
+/// More is not owed: some hours of a large site without its database.
+const MOST: usize = 1_000_000;
+
+/// The end of a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Ending {
+    pub(super) address: Ipv4Addr,
+    pub(super) mac: MacAddr,
+    pub(super) state: LeaseState,
+    pub(super) at: Timestamp,
+    /// For a declined address: how long it is kept out.
+    pub(super) length_seconds: u32,
+}
+
+/// What PostgreSQL is to be told.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) enum Owed {
+    /// A lease, or an address that is kept out.
+    Put(Lease),
+    /// A lease was given back, or its address found in use.
+    End(Ending),
+}
+
+/// A record of the journal.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+enum Entry {
+    /// PostgreSQL has it.
+    Has(Lease),
+    /// It has no row of that address.
+    Gone(Ipv4Addr),
+    /// It does not have this yet.
+    Owes(Owed),
+    /// It has all that was owed before.
+    Paid,
+}
+
+/// See the file.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    journal: Journal,
+    owed: Mutex<VecDeque<Owed>>,
+    /// Their number, to be looked at without the lock.
+    count: AtomicUsize,
+}
+
+/// Why something can't be owed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotOwed {
+    /// The disk.
+    #[error("{0}")]
+    Journal(#[from] Arc<JournalError>),
+    /// See [`MOST`].
+    #[error("{MOST} leases wait for the database already")]
+    TooMuch,
+}
+
+impl Ledger {
+    /// Opens it under that directory; gives back the leases as they were known last.
+    pub(super) fn open(dir: &Path) -> Result<(Self, Vec<Lease>), JournalError> {
+        let (journal, records) = Journal::open(dir, "leases", fold)?;
+        let (mut book, owed) = read(&records);
+        owed.iter().for_each(|one| apply(&mut book, one));
+        let ledger = Self {
+            journal,
+            count: AtomicUsize::new(owed.len()),
+            owed: Mutex::new(owed.into()),
+        };
+        Ok((ledger, book.leases().cloned().collect()))
+    }
+
+    /// How much is owed.
+    pub(super) fn len(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// True while something is owed. New business must be owed as well then, or it would be
+    /// overtaken by older.
+    pub(super) fn owes(&self) -> bool {
+        self.len() > 0
+    }
+
+    /// Returns when these outlive a power cut.
+    pub(super) async fn owe(&self, more: Vec<Owed>) -> Result<(), NotOwed> {
+        if self.len() + more.len() > MOST {
+            return Err(NotOwed::TooMuch);
+        }
+        // Counted first: what comes next is not to go to PostgreSQL before it.
+        self.count.fetch_add(more.len(), Ordering::AcqRel);
+        let records = more.iter().map(|o| encode(&Entry::Owes(o.clone())));
+        if let Err(error) = self.journal.append(records.collect()).await {
+            self.count.fetch_sub(more.len(), Ordering::AcqRel);
+            return Err(error.into());
+        }
+        self.lock().extend(more);
+        Ok(())
+    }
+
+    /// The oldest of what is owed.
+    pub(super) fn oldest(&self, most: usize) -> Vec<Owed> {
+        self.lock().iter().take(most).cloned().collect()
+    }
+
+    /// PostgreSQL has the oldest so many.
+    pub(super) fn paid(&self, count: usize) {
+        let mut owed = self.lock();
+        let count = count.min(owed.len());
+        owed.drain(..count);
+        if owed.is_empty() {
+            self.journal.note(vec![encode(&Entry::Paid)]);
+        }
+        self.count.fetch_sub(count, Ordering::AcqRel);
+    }
+
+    /// PostgreSQL has these.
+    pub(super) fn has<'a>(&self, leases: impl IntoIterator<Item = &'a Lease>) {
+        let entries = leases.into_iter().map(|l| encode(&Entry::Has(l.clone())));
+        self.journal.note(entries.collect());
+    }
+
+    /// PostgreSQL has no row of these.
+    pub(super) fn gone(&self, addresses: impl IntoIterator<Item = Ipv4Addr>) {
+        let entries = addresses.into_iter().map(|a| encode(&Entry::Gone(a)));
+        self.journal.note(entries.collect());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Owed>> {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is owed, put into the book.
+fn apply(book: &mut Book, owed: &Owed) {
+    match owed {
+        Owed::Put(lease) => book.put(lease.clone()),
+        Owed::End(ending) => {
+            let lease = book
+                .lease_at(ending.address)
+                .filter(|l| l.mac == ending.mac);
+            let Some(mut lease) = lease.cloned() else {
+                return;
+            };
+            lease.state = ending.state;
+            if ending.state == LeaseState::Declined {
+                lease.starts_at = ending.at;
+                lease.length_seconds = ending.length_seconds;
+            }
+            book.put(lease);
+        }
+    }
+}
+
+fn encode(entry: &Entry) -> Vec<u8> {
+    // To memory, of plain data: it can't fail; an empty record would be none.
+    rmp_serde::to_vec(entry).unwrap_or_default()
+}
+
+/// What PostgreSQL has by the records, and what is owed beyond that.
+fn read(records: &[Vec<u8>]) -> (Book, Vec<Owed>) {
+    let mut book = Book::default();
+    let mut owed: Vec<Owed> = Vec::new();
+    for record in records {
+        match rmp_serde::from_slice::<Entry>(record) {
+            Ok(Entry::Has(lease)) => book.put(lease),
+            Ok(Entry::Gone(address)) => book.remove(address),
+            Ok(Entry::Owes(one)) => owed.push(one),
+            Ok(Entry::Paid) => owed.drain(..).for_each(|one| apply(&mut book, &one)),
+            Err(error) => {
+                tracing::error!(%error, bytes = ?record, "a record of the lease journal can't be read");
+            }
+        }
+    }
+    (book, owed)
+}
+
+fn fold(records: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    let (book, owed) = read(&records);
+    let mut leases: Vec<&Lease> = book.leases().collect();
+    leases.sort_by_key(|lease| lease.address);
+    let has = leases.into_iter().map(|l| encode(&Entry::Has(l.clone())));
+    has.chain(owed.into_iter().map(|o| encode(&Entry::Owes(o))))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn lease(mac: u8, address: u8, at: i64) -> Lease {
+        Lease {
+            address: Ipv4Addr::new(10, 0, 0, address),
+            range_id: Uuid::nil(),
+            mac: MacAddr([2, 0, 0, 0, 0, mac]),
+            client_identifier: Some(vec![1, 2, 3]),
+            hostname: "pc-1".parse().ok(),
+            state: LeaseState::Active,
+            starts_at: Timestamp::UNIX_EPOCH + TimeDelta::seconds(at),
+            length_seconds: 60,
+            relay_information: None,
+        }
+    }
+
+    fn released(mac: u8, address: u8) -> Ending {
+        Ending {
+            address: Ipv4Addr::new(10, 0, 0, address),
+            mac: MacAddr([2, 0, 0, 0, 0, mac]),
+            state: LeaseState::Released,
+            at: Timestamp::UNIX_EPOCH,
+            length_seconds: 60,
+        }
+    }
+
+    fn sorted(mut leases: Vec<Lease>) -> Vec<Lease> {
+        leases.sort_by_key(|l| l.address);
+        leases
+    }
+
+    #[tokio::test]
+    async fn what_is_owed_outlives_us_until_it_is_paid() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, leases) = Ledger::open(dir.path()).unwrap();
+        assert!(leases.is_empty() && !ledger.owes());
+        ledger.has(&[lease(1, 1, 0)]);
+        let owed = vec![Owed::Put(lease(2, 2, 1)), Owed::End(released(1, 1))];
+        ledger.owe(owed.clone()).await.unwrap();
+        let (again, leases) = Ledger::open(dir.path()).unwrap();
+        assert_eq!(again.oldest(9), owed);
+        let mut first = lease(1, 1, 0);
+        first.state = LeaseState::Released;
+        assert_eq!(sorted(leases), [first, lease(2, 2, 1)]);
+        again.paid(1);
+        assert_eq!(again.oldest(9), owed[1..]);
+        again.paid(1);
+        again.gone([Ipv4Addr::new(10, 0, 0, 1)]);
+        again.owe(Vec::new()).await.unwrap();
+        let (last, leases) = Ledger::open(dir.path()).unwrap();
+        assert!(!last.owes());
+        assert_eq!(leases, [lease(2, 2, 1)]);
+    }
+
+    fn entry() -> impl Strategy<Value = Entry> {
+        let any_lease = || (0..6_u8, 0..6_u8, 0..100_i64).prop_map(|(m, a, t)| lease(m, a, t));
+        prop_oneof![
+            any_lease().prop_map(Entry::Has),
+            (0..6_u8).prop_map(|a| Entry::Gone(Ipv4Addr::new(10, 0, 0, a))),
+            any_lease().prop_map(|l| Entry::Owes(Owed::Put(l))),
+            (0..6_u8, 0..6_u8).prop_map(|(m, a)| Entry::Owes(Owed::End(released(m, a)))),
+            Just(Entry::Paid),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn folding_changes_nothing(entries in prop::collection::vec(entry(), 0..40)) {
+            let records: Vec<Vec<u8>> = entries.iter().map(encode).collect();
+            let (book, owed) = read(&records);
+            let (folded_book, folded_owed) = read(&fold(records.clone()));
+            prop_assert_eq!(
+                sorted(book.leases().cloned().collect()),
+                sorted(folded_book.leases().cloned().collect())
+            );
+            prop_assert_eq!(owed, folded_owed);
+            prop_assert_eq!(fold(fold(records.clone())), fold(records));
+        }
+    }
+}
