@@ -8,11 +8,12 @@
 mod cluster;
 mod exports;
 mod heartbeat;
+mod opening;
 mod parts;
 mod psql;
 mod state;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,8 +29,7 @@ use crate::boot::disks::{DiskDoor, Disks};
 use crate::boot::files::{Files, FilesOptions};
 use crate::boot::session::{Rules, Timings};
 use crate::boot::tracker::{Caps, Ledger, Tracker};
-use crate::cache::{Cache, NoPicture, Saved};
-use crate::catalog::{Catalog, CatalogError, CatalogOptions, Loaded};
+use crate::cache::Saved;
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseUrl, StorageBackend, UnknownClients};
 use crate::dhcp::server::{self as dhcp, DhcpMetrics, DhcpOptions, DhcpServer, Selection};
@@ -47,14 +47,9 @@ use crate::tftp::server::TftpServer;
 use crate::validate::Strictness;
 use cluster::Cluster;
 use heartbeat::Who;
+use opening::{KNOWN_PATIENCE, Late, Local, Opened, open_catalog, tell_standing};
 use parts::Parts;
 pub use psql::psql;
-
-/// How long PostgreSQL may take to answer at the start.
-const DATABASE_PATIENCE: Duration = Duration::from_secs(60);
-
-/// ... where it is known what it held last: machines wait.
-const KNOWN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the tracker may take to write its last rows when the server stops.
 const LAST_ROWS: Duration = Duration::from_secs(10);
@@ -83,14 +78,6 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
         .build()
         .context("starting the runtime")?
         .block_on(run(config))
-}
-
-/// What is known without the database.
-struct Local {
-    /// Journals, and a picture of the catalog.
-    path: PathBuf,
-    /// How long the database is waited for where there is such a picture.
-    patience: Duration,
 }
 
 /// What is bound before anything else is opened.
@@ -464,140 +451,6 @@ async fn operate(
     catalog.close().await;
     tracing::info!("dls has stopped");
     ended
-}
-
-/// The catalog, and what is known of it.
-struct Opened {
-    catalog: Catalog,
-    cache: Cache,
-    /// The database is away: what is known is what was saved.
-    late: bool,
-}
-
-async fn open_catalog(
-    config: &Config,
-    who: &Who,
-    url: String,
-    clock: &Clock,
-    local: &Local,
-) -> anyhow::Result<Opened> {
-    let options = CatalogOptions {
-        url,
-        min_connections: config.database.min_connections,
-        max_connections: config.database.max_connections,
-        pool_timeout: config.pool_timeout(),
-        server_id: who.id,
-    };
-    let catalog = Catalog::prepare(&options).context("opening the catalog")?;
-    let saved = Saved::at(&local.path);
-    let picture = tokio::task::spawn_blocking(move || saved.read()).await?;
-    let patience = if picture.is_ok() {
-        local.patience
-    } else {
-        DATABASE_PATIENCE
-    };
-    let reached = catalog.reach(patience).await;
-    let looking = catalog.clone();
-    match (reached, picture) {
-        (Ok(()), _) => {
-            bring_up(&catalog, clock, who).await?;
-            let cache = Cache::of(catalog.clone(), Loaded::default());
-            cache.will_be_saved();
-            cache.refresh().await.context("reading the catalog")?;
-            tokio::spawn(async move { looking.look_after().await });
-            Ok(Opened {
-                catalog,
-                cache,
-                late: false,
-            })
-        }
-        (Err(error @ CatalogError::Unavailable(_)), Ok(picture)) => {
-            tracing::warn!(
-                %error, clients = picture.clients.len(),
-                "the database is away: starting with what was known when it was there last"
-            );
-            let cache = Cache::of(catalog.clone(), picture);
-            cache.will_be_saved();
-            catalog.is_gone(&error.to_string());
-            tokio::spawn(async move { looking.look_after().await });
-            Ok(Opened {
-                catalog,
-                cache,
-                late: true,
-            })
-        }
-        (Err(error), picture) => {
-            let error = anyhow::Error::from(error).context("opening the catalog");
-            Err(match picture {
-                Err(why @ (NoPicture::Io(_) | NoPicture::Damaged(_))) => {
-                    error.context(format!("there is no picture of it to start with: {why}"))
-                }
-                _ => error,
-            })
-        }
-    }
-}
-
-/// Keeps a gauge at how the database stands, until cancelled.
-async fn tell_standing(catalog: &Catalog, away: &Gauge, cancel: CancellationToken) {
-    let mut standing = catalog.watch_standing();
-    loop {
-        away.set(i64::from(standing.borrow_and_update().is_away()));
-        let changed = cancel.run_until_cancelled(standing.changed());
-        if !matches!(changed.await, Some(Ok(()))) {
-            return;
-        }
-    }
-}
-
-/// What has to be done before a catalog is used.
-async fn bring_up(catalog: &Catalog, clock: &Clock, who: &Who) -> anyhow::Result<()> {
-    catalog
-        .run_migrations()
-        .await
-        .context("bringing the catalog up to date")?;
-    heartbeat::once(catalog, clock, who)
-        .await
-        .context("registering this server")
-}
-
-/// A catalog that was away at the start.
-struct Late {
-    catalog: Catalog,
-    cache: Cache,
-    tracker: Tracker,
-    clock: Clock,
-    who: Who,
-}
-
-impl Late {
-    /// Opens it when it is there.
-    async fn open(self, cancel: &CancellationToken) {
-        let mut standing = self.catalog.watch_standing();
-        while !cancel.is_cancelled() {
-            if !self.catalog.is_away() {
-                match self.try_to().await {
-                    Ok(()) => return,
-                    Err(error) => tracing::warn!(
-                        error = format!("{error:#}"),
-                        "the database is there and can't be used yet"
-                    ),
-                }
-            }
-            tokio::select! {
-                () = cancel.cancelled() => {}
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
-                Ok(()) = standing.changed() => {}
-            }
-        }
-    }
-
-    async fn try_to(&self) -> anyhow::Result<()> {
-        bring_up(&self.catalog, &self.clock, &self.who).await?;
-        self.cache.refresh().await?;
-        self.tracker.resume().await?;
-        Ok(())
-    }
 }
 
 /// Opens the store of disks, putting right what a crash has left there.

@@ -15,7 +15,10 @@
 //! does not answer in time. They are not acknowledged then, and all leases are read again as
 //! soon as the database answers.
 
-use std::collections::{HashSet, VecDeque};
+mod line;
+mod pay;
+
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,11 +29,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::line::{Job, Key, Line, Task};
 use super::ledger::{Ending, Ledger, Owed};
 use super::metrics::DhcpMetrics;
 use super::pool::Book;
 use crate::catalog::{Catalog, CatalogError};
-use crate::model::{Lease, MacAddr};
+use crate::model::Lease;
 
 /// Leases in one transaction, at most.
 const BATCH: usize = 512;
@@ -48,9 +52,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A lease that can be owed does not wait longer for the database: the client is to have its
 /// answer within 200 ms.
 const HEDGE: Duration = Duration::from_millis(150);
-
-/// What is owed is paid in such batches, however long each takes.
-const PAYMENT: (usize, Duration) = (BATCH, Duration::from_secs(60));
 
 /// Between two tries to pay.
 const PAY_AGAIN: Duration = Duration::from_secs(1);
@@ -118,15 +119,6 @@ impl<T> Clone for Committer<T> {
             lagging: self.lagging.clone(),
         }
     }
-}
-
-/// What operations are ordered by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Key {
-    Machine(MacAddr),
-    Address(Ipv4Addr),
-    /// All leases: nothing else runs meanwhile.
-    Everything,
 }
 
 /// How a task ended.
@@ -432,117 +424,6 @@ impl<T: Send + 'static> Committer<T> {
         Health::Uncertain
     }
 
-    // ---- paying ----
-
-    /// Pays what is owed whenever the database is there, until cancelled; then once more.
-    async fn pay_until(&self, cancel: CancellationToken) {
-        let mut standing = self.catalog.watch_standing();
-        while !cancel.is_cancelled() {
-            tokio::select! {
-                () = cancel.cancelled() => {}
-                () = tokio::time::sleep(PAY_AGAIN) => {}
-                Ok(()) = standing.changed() => {}
-            }
-            // The last leases of a server that stops are owed only if the database is away.
-            self.pay().await;
-        }
-    }
-
-    /// Pays until nothing is owed or the database fails.
-    pub(super) async fn pay(&self) -> bool {
-        while self.ledger.owes() {
-            if self.catalog.is_away() || self.lagging.load(Ordering::Acquire) > 0 {
-                return false;
-            }
-            let owed = self.ledger.oldest(PAYMENT.0);
-            if owed.is_empty() {
-                // Its record is being written.
-                return false;
-            }
-            let count = owed.len();
-            match tokio::time::timeout(PAYMENT.1, self.pay_batch(&owed)).await {
-                Ok(Ok(())) => {
-                    self.ledger.paid(count);
-                    self.metrics.owing(self.ledger.len());
-                    if !self.ledger.owes() {
-                        tracing::info!("the database has all leases again");
-                    }
-                }
-                Ok(Err(error)) => {
-                    tracing::debug!(%error, "what is owed to the database can't be paid yet");
-                    return false;
-                }
-                Err(_) => return false,
-            }
-        }
-        true
-    }
-
-    async fn pay_batch(&self, owed: &[Owed]) -> Result<(), CatalogError> {
-        for group in owed.chunk_by(|a, b| matches!((a, b), (Owed::Put(_), Owed::Put(_)))) {
-            let puts: Vec<Lease> = group
-                .iter()
-                .filter_map(|o| match o {
-                    Owed::Put(lease) => Some(lease.clone()),
-                    Owed::End(_) => None,
-                })
-                .collect();
-            if !puts.is_empty() {
-                self.pay_leases(&puts).await?;
-            }
-            for one in group {
-                if let Owed::End(e) = one {
-                    let ended =
-                        self.catalog
-                            .end_lease(e.address, e.mac, e.state, e.at, e.length_seconds);
-                    if !ended.await? {
-                        self.set_aside(one, "that machine does not hold the address any more");
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// What the database refuses for itself is set aside, and holds nothing up.
-    async fn pay_leases(&self, leases: &[Lease]) -> Result<(), CatalogError> {
-        // Only the last word on a machine or an address counts; one statement takes each once.
-        match self.catalog.replay_leases(leases, self.server_id).await {
-            Ok(stored) => {
-                for (lease, stored) in leases.iter().zip(stored) {
-                    if !stored && !superseded(lease, leases) {
-                        let owed = Owed::Put(lease.clone());
-                        self.set_aside(
-                            &owed,
-                            "another machine holds the address, or the machine has a newer lease",
-                        );
-                    }
-                }
-                Ok(())
-            }
-            Err(error @ (CatalogError::Refused { .. } | CatalogError::Conflict { .. })) => {
-                if let [one] = leases {
-                    self.set_aside(&Owed::Put(one.clone()), &error.to_string());
-                    return Ok(());
-                }
-                for lease in leases {
-                    Box::pin(self.pay_leases(std::slice::from_ref(lease))).await?;
-                }
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn set_aside(&self, owed: &Owed, why: &str) {
-        self.metrics.set_aside();
-        tracing::warn!(
-            ?owed,
-            why,
-            "what this server did while the database was away no longer fits; it is set aside"
-        );
-    }
-
     async fn reread(&self, addresses: &[Ipv4Addr]) -> Health {
         if self.must_owe() {
             // Rows may be older than what is owed; all are read when it is paid.
@@ -629,215 +510,6 @@ impl<T: Send + 'static> Committer<T> {
     }
 }
 
-/// Operations that have not begun, and what those hold that have.
-struct Line<T> {
-    waiting: VecDeque<Operation<T>>,
-    busy: HashSet<Key>,
-}
-
-impl<T> Default for Line<T> {
-    fn default() -> Self {
-        Self {
-            waiting: VecDeque::new(),
-            busy: HashSet::new(),
-        }
-    }
-}
-
-struct Job<T> {
-    keys: Vec<Key>,
-    task: Task<T>,
-}
-
-enum Task<T> {
-    /// All of them sure, or none.
-    Store {
-        batch: Vec<(Lease, T)>,
-        sure: bool,
-    },
-    Other(Operation<T>),
-}
-
-impl<T> Operation<T> {
-    fn keys(&self) -> Vec<Key> {
-        match self {
-            Self::Store { lease, .. } => vec![Key::Machine(lease.mac), Key::Address(lease.address)],
-            Self::End(ending) => vec![Key::Machine(ending.mac), Key::Address(ending.address)],
-            Self::Quarantine(lease) => vec![Key::Address(lease.address)],
-            Self::Reread(addresses) => addresses.iter().copied().map(Key::Address).collect(),
-            Self::RereadAll => vec![Key::Everything],
-        }
-    }
-}
-
-impl<T> Line<T> {
-    /// The next piece of work that disturbs no other: all leases that may be stored now, or
-    /// else one operation of another kind.
-    fn next(&mut self, idle: bool) -> Option<Job<T>> {
-        if self.busy.contains(&Key::Everything) {
-            return None;
-        }
-        let mut batch = Vec::new();
-        let mut all_sure = None;
-        let mut batch_keys = Vec::new();
-        // What waits before it blocks an operation as well as what runs.
-        let mut blocked: HashSet<Key> = HashSet::new();
-        let mut kept = VecDeque::with_capacity(self.waiting.len());
-        let mut other = None;
-        while let Some(operation) = self.waiting.pop_front() {
-            if matches!(operation, Operation::RereadAll) {
-                if idle && batch.is_empty() && kept.is_empty() {
-                    batch_keys = operation.keys();
-                    self.busy.extend(&batch_keys);
-                    other = Some(operation);
-                } else {
-                    kept.push_back(operation);
-                }
-                break;
-            }
-            let keys = operation.keys();
-            let free = keys
-                .iter()
-                .all(|key| !self.busy.contains(key) && !blocked.contains(key));
-            match operation {
-                Operation::Store {
-                    lease,
-                    sure,
-                    ticket,
-                } if free && batch.len() < BATCH && all_sure.is_none_or(|all| all == sure) => {
-                    all_sure = Some(sure);
-                    self.busy.extend(&keys);
-                    batch_keys.extend(keys);
-                    batch.push((*lease, ticket));
-                }
-                operation if free && batch.is_empty() => {
-                    self.busy.extend(&keys);
-                    batch_keys = keys;
-                    other = Some(operation);
-                    break;
-                }
-                operation => {
-                    blocked.extend(keys);
-                    kept.push_back(operation);
-                }
-            }
-        }
-        kept.append(&mut self.waiting);
-        self.waiting = kept;
-        if let Some(operation) = other {
-            return Some(Job {
-                keys: batch_keys,
-                task: Task::Other(operation),
-            });
-        }
-        (!batch.is_empty()).then_some(Job {
-            keys: batch_keys,
-            task: Task::Store {
-                batch,
-                sure: all_sure.unwrap_or_default(),
-            },
-        })
-    }
-}
-
-/// A later lease of the batch is of the same machine or address.
-fn superseded(lease: &Lease, batch: &[Lease]) -> bool {
-    let later = batch.iter().rev().take_while(|l| !std::ptr::eq(*l, lease));
-    let same = |l: &&Lease| {
-        l.address == lease.address || (l.range_id, l.mac) == (lease.range_id, lease.mac)
-    };
-    later.filter(same).count() > 0
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{LeaseState, Timestamp};
-
-    fn store(mac: u8, address: u8, ticket: u32) -> Operation<u32> {
-        Operation::Store {
-            lease: Box::new(Lease {
-                address: Ipv4Addr::new(10, 0, 0, address),
-                range_id: Uuid::nil(),
-                mac: MacAddr([2, 0, 0, 0, 0, mac]),
-                client_identifier: None,
-                hostname: None,
-                state: LeaseState::Active,
-                starts_at: Timestamp::UNIX_EPOCH,
-                length_seconds: 60,
-                relay_information: None,
-            }),
-            sure: true,
-            ticket,
-        }
-    }
-
-    fn tickets(job: Option<Job<u32>>) -> Vec<u32> {
-        match job.map(|job| job.task) {
-            Some(Task::Store { batch, .. }) => {
-                batch.into_iter().map(|(_, ticket)| ticket).collect()
-            }
-            _ => Vec::new(),
-        }
-    }
-
-    #[test]
-    fn one_machine_and_one_address_at_a_time() {
-        let mut line = Line::default();
-        line.waiting.extend([
-            store(1, 1, 1),
-            store(2, 2, 2),
-            store(1, 3, 3), // the same machine
-            store(3, 2, 4), // the same address
-            store(4, 3, 5), // behind the one that waits for its machine
-            store(5, 5, 6),
-        ]);
-        let first = line.next(true).unwrap();
-        let keys = first.keys.clone();
-        assert_eq!(tickets(Some(first)), [1, 2, 6]);
-        assert!(line.next(false).is_none());
-        for key in keys {
-            line.busy.remove(&key);
-        }
-        assert_eq!(tickets(line.next(true)), [3, 4]);
-    }
-
-    #[test]
-    fn reading_all_is_done_alone() {
-        let mut line = Line::default();
-        line.waiting
-            .extend([store(1, 1, 1), Operation::RereadAll, store(2, 2, 2)]);
-        assert_eq!(tickets(line.next(true)), [1]);
-        assert!(line.next(false).is_none(), "it waits for what runs");
-        let alone = line.next(true).unwrap();
-        assert!(matches!(alone.task, Task::Other(Operation::RereadAll)));
-    }
-
-    #[test]
-    fn a_release_waits_for_its_machine() {
-        let mut line = Line::default();
-        line.waiting.extend([
-            store(1, 1, 1),
-            Operation::End(Ending {
-                address: Ipv4Addr::new(10, 0, 0, 1),
-                mac: MacAddr([2, 0, 0, 0, 0, 1]),
-                state: LeaseState::Released,
-                at: Timestamp::UNIX_EPOCH,
-                length_seconds: 0,
-            }),
-        ]);
-        let first = line.next(true).unwrap();
-        assert!(line.next(false).is_none());
-        for key in &first.keys {
-            line.busy.remove(key);
-        }
-        assert!(matches!(
-            line.next(true).unwrap().task,
-            Task::Other(Operation::End(_))
-        ));
-    }
 }

@@ -1,3 +1,5 @@
+//! The journal on a real disk: order, cuts at every byte, damage, folding, a full disk.
+
 use super::*;
 use std::os::unix::fs::FileExt;
 

@@ -1,0 +1,163 @@
+//! Opening the catalog, with PostgreSQL there or not.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio_util::sync::CancellationToken;
+
+use super::heartbeat::{self, Who};
+use crate::boot::tracker::Tracker;
+use crate::cache::{Cache, NoPicture, Saved};
+use crate::catalog::{Catalog, CatalogError, CatalogOptions, Loaded};
+use crate::clock::Clock;
+use crate::config::Config;
+
+/// How long PostgreSQL may take to answer at the start.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// ... where it is known what it held last: machines wait.
+pub(super) const KNOWN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is known without the database.
+pub(super) struct Local {
+    /// Journals, and a picture of the catalog.
+    pub(super) path: PathBuf,
+    /// How long the database is waited for where there is such a picture.
+    pub(super) patience: Duration,
+}
+
+/// The catalog, and what is known of it.
+pub(super) struct Opened {
+    pub(super) catalog: Catalog,
+    pub(super) cache: Cache,
+    /// The database is away: what is known is what was saved.
+    pub(super) late: bool,
+}
+
+pub(super) async fn open_catalog(
+    config: &Config,
+    who: &Who,
+    url: String,
+    clock: &Clock,
+    local: &Local,
+) -> anyhow::Result<Opened> {
+    let options = CatalogOptions {
+        url,
+        min_connections: config.database.min_connections,
+        max_connections: config.database.max_connections,
+        pool_timeout: config.pool_timeout(),
+        server_id: who.id,
+    };
+    let catalog = Catalog::prepare(&options).context("opening the catalog")?;
+    let saved = Saved::at(&local.path);
+    let picture = tokio::task::spawn_blocking(move || saved.read()).await?;
+    let patience = if picture.is_ok() {
+        local.patience
+    } else {
+        DATABASE_PATIENCE
+    };
+    let reached = catalog.reach(patience).await;
+    let looking = catalog.clone();
+    match (reached, picture) {
+        (Ok(()), _) => {
+            bring_up(&catalog, clock, who).await?;
+            let cache = Cache::of(catalog.clone(), Loaded::default());
+            cache.will_be_saved();
+            cache.refresh().await.context("reading the catalog")?;
+            tokio::spawn(async move { looking.look_after().await });
+            Ok(Opened {
+                catalog,
+                cache,
+                late: false,
+            })
+        }
+        (Err(error @ CatalogError::Unavailable(_)), Ok(picture)) => {
+            tracing::warn!(
+                %error, clients = picture.clients.len(),
+                "the database is away: starting with what was known when it was there last"
+            );
+            let cache = Cache::of(catalog.clone(), picture);
+            cache.will_be_saved();
+            catalog.is_gone(&error.to_string());
+            tokio::spawn(async move { looking.look_after().await });
+            Ok(Opened {
+                catalog,
+                cache,
+                late: true,
+            })
+        }
+        (Err(error), picture) => {
+            let error = anyhow::Error::from(error).context("opening the catalog");
+            Err(match picture {
+                Err(why @ (NoPicture::Io(_) | NoPicture::Damaged(_))) => {
+                    error.context(format!("there is no picture of it to start with: {why}"))
+                }
+                _ => error,
+            })
+        }
+    }
+}
+
+/// Keeps a gauge at how the database stands, until cancelled.
+pub(super) async fn tell_standing(catalog: &Catalog, away: &Gauge, cancel: CancellationToken) {
+    let mut standing = catalog.watch_standing();
+    loop {
+        away.set(i64::from(standing.borrow_and_update().is_away()));
+        let changed = cancel.run_until_cancelled(standing.changed());
+        if !matches!(changed.await, Some(Ok(()))) {
+            return;
+        }
+    }
+}
+
+/// What has to be done before a catalog is used.
+async fn bring_up(catalog: &Catalog, clock: &Clock, who: &Who) -> anyhow::Result<()> {
+    catalog
+        .run_migrations()
+        .await
+        .context("bringing the catalog up to date")?;
+    heartbeat::once(catalog, clock, who)
+        .await
+        .context("registering this server")
+}
+
+/// A catalog that was away at the start.
+pub(super) struct Late {
+    pub(super) catalog: Catalog,
+    pub(super) cache: Cache,
+    pub(super) tracker: Tracker,
+    pub(super) clock: Clock,
+    pub(super) who: Who,
+}
+
+impl Late {
+    /// Opens it when it is there.
+    pub(super) async fn open(self, cancel: &CancellationToken) {
+        let mut standing = self.catalog.watch_standing();
+        while !cancel.is_cancelled() {
+            if !self.catalog.is_away() {
+                match self.try_to().await {
+                    Ok(()) => return,
+                    Err(error) => tracing::warn!(
+                        error = format!("{error:#}"),
+                        "the database is there and can't be used yet"
+                    ),
+                }
+            }
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                Ok(()) = standing.changed() => {}
+            }
+        }
+    }
+
+    async fn try_to(&self) -> anyhow::Result<()> {
+        bring_up(&self.catalog, &self.clock, &self.who).await?;
+        self.cache.refresh().await?;
+        self.tracker.resume().await?;
+        Ok(())
+    }
+}
