@@ -38,6 +38,10 @@ pub(crate) struct Settings {
     pub(crate) interfaces: Selection,
     pub(crate) unknown_clients: UnknownClients,
     pub(crate) server_id: Uuid,
+    /// No other server shares the catalog.
+    pub(crate) sole: bool,
+    /// Where its journals lie, also for the next one with the same settings.
+    pub(crate) journals: Arc<tempfile::TempDir>,
     /// Where the server puts its disks and its tracker once it has them.
     pub(crate) disks: Arc<OnceLock<(Disks, Tracker)>>,
 }
@@ -48,6 +52,8 @@ impl Default for Settings {
             interfaces: Selection::InServedRanges,
             unknown_clients: UnknownClients::Register { cap: 100 },
             server_id: Uuid::new_v4(),
+            sole: false,
+            journals: Arc::new(tempfile::tempdir().unwrap()),
             disks: Arc::default(),
         }
     }
@@ -251,7 +257,6 @@ async fn serve(
         metrics,
         loader_for: std::sync::Arc::new(loader_for),
     };
-    let journal_dir = tempfile::tempdir().unwrap();
     let options = DhcpOptions {
         interfaces: settings.interfaces,
         ports: Ports::default(),
@@ -259,8 +264,8 @@ async fn serve(
         unknown_clients: settings.unknown_clients,
         default_image: None,
         server_id: settings.server_id,
-        sole: false,
-        journal_dir: journal_dir.path().to_owned(),
+        sole: settings.sole,
+        journal_dir: settings.journals.path().to_owned(),
     };
     let mut server = DhcpServer::new(handles, options).unwrap();
     if let Err(error) = server.bind() {

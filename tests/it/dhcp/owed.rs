@@ -1,0 +1,214 @@
+//! Leases while the database answers and can't write, or takes long: owed, acknowledged, paid.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::lan::{Host, Lan, wait_for};
+use super::postgres::Database;
+use super::raw::{ACK, DISCOVER, Message, RELEASE, REQUEST, Talker};
+use super::server::{Server, Settings, client, prepare, range};
+
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+const SOON: Duration = Duration::from_secs(20);
+
+fn mac(n: u8) -> [u8; 6] {
+    [0x52, 0x54, 0, 0x78, 0, n]
+}
+
+struct Site {
+    /// Held for its namespaces.
+    _lan: Lan,
+    srv: Host,
+    database: Database,
+    settings: Settings,
+    talker: Talker,
+}
+
+impl Site {
+    fn new(sole: bool) -> Self {
+        let lan = Lan::new();
+        let (srv, cli) = (lan.host("srv", Some("10.77.0.1/24")), lan.host("cli", None));
+        let database = Database::new();
+        let reserved = client(
+            "52:54:00:78:00:09",
+            "pc-9",
+            Some(Ipv4Addr::new(10, 77, 0, 9)),
+        );
+        prepare(
+            &database,
+            &[range("10.77.0.0/24", &["10.77.0.50-10.77.0.99"])],
+            &[reserved],
+        );
+        let settings = Settings {
+            sole,
+            ..Settings::default()
+        };
+        Self {
+            srv,
+            talker: Talker::new(&cli),
+            database,
+            settings,
+            _lan: lan,
+        }
+    }
+
+    fn start(&self) -> Server {
+        Server::start(&self.srv, &self.database, &self.settings)
+    }
+
+    /// The database answers, and has no place for leases; and has it again.
+    fn no_leases(&self) {
+        self.database
+            .query("alter table leases rename to elsewhere");
+    }
+
+    fn leases_again(&self) {
+        self.database
+            .query("alter table elsewhere rename to leases");
+    }
+
+    /// `address|state` of a machine.
+    fn row(&self, n: u8) -> String {
+        self.database.query(&format!(
+            "select host(address), state from leases where mac = '52:54:00:78:00:{n:02x}'"
+        ))
+    }
+
+    fn release(&self, n: u8, address: Ipv4Addr) {
+        let mut release = Message::new(RELEASE, mac(n), 900).of_server(SERVER);
+        release.ciaddr = address;
+        self.talker.send(&release.bytes());
+    }
+}
+
+fn paid(server: &Server) {
+    wait_for("all is paid", SOON, || {
+        (server.metric("leases_owing") == 0).then_some(())
+    });
+}
+
+#[test]
+fn what_the_database_cannot_write_is_owed_and_paid_in_order() {
+    let site = Site::new(true);
+    let server = site.start();
+    let before = site.talker.lease(mac(1), 1).unwrap();
+    site.no_leases();
+    let renewed = site.talker.lease(mac(1), 2).unwrap();
+    assert_eq!((renewed.kind, renewed.address), (ACK, before.address));
+    let second = site.talker.lease(mac(2), 3).unwrap();
+    let third = site.talker.lease(mac(3), 4).unwrap();
+    site.release(2, second.address);
+    wait_for("the release is owed", SOON, || {
+        (server.metric("leases_owing") == 4).then_some(())
+    });
+    // The book knows all of it: nobody gets the third one's address, and it is its own still.
+    assert_eq!(site.talker.lease(mac(3), 5).unwrap().address, third.address);
+    site.leases_again();
+    paid(&server);
+    assert_eq!(site.row(1), format!("{}|active", before.address));
+    assert_eq!(site.row(2), format!("{}|released", second.address));
+    assert_eq!(site.row(3), format!("{}|active", third.address));
+    assert_eq!(server.metric("leases_set_aside_total"), 0);
+    // And now directly again.
+    let owed = server.metric("leases_owed_total");
+    site.talker.lease(mac(4), 6).unwrap();
+    assert_eq!(server.metric("leases_owed_total"), owed);
+}
+
+#[test]
+fn a_server_that_ends_meanwhile_pays_at_its_next_start() {
+    let site = Site::new(true);
+    let server = site.start();
+    site.talker.lease(mac(1), 1).unwrap();
+    site.no_leases();
+    let owed = site.talker.lease(mac(2), 2).unwrap();
+    server.stop();
+    // It starts without a word of the database on leases, and knows them.
+    let server = site.start();
+    let again = site.talker.lease(mac(2), 3).unwrap();
+    assert_eq!(again.address, owed.address);
+    let other = site.talker.lease(mac(3), 4).unwrap();
+    assert_ne!(other.address, owed.address);
+    site.leases_again();
+    paid(&server);
+    assert_eq!(site.row(2), format!("{}|active", owed.address));
+    assert_eq!(site.row(3), format!("{}|active", other.address));
+}
+
+#[test]
+fn what_no_longer_fits_is_set_aside_and_holds_nothing_up() {
+    let site = Site::new(true);
+    let server = site.start();
+    site.no_leases();
+    let lost = site.talker.lease(mac(1), 1).unwrap();
+    let fine = site.talker.lease(mac(2), 2).unwrap();
+    // Somebody writes the address to another machine meanwhile, by hand.
+    site.database.query(&format!(
+        "insert into elsewhere (address, range_id, network, mac, state, starts_at, length_seconds, server_id)
+         select '{}', id, network, '52:54:00:78:00:77', 'active', now(), 3600, '{}' from network_ranges",
+        lost.address, site.settings.server_id
+    ));
+    site.leases_again();
+    paid(&server);
+    assert_eq!(server.metric("leases_set_aside_total"), 1);
+    assert_eq!(site.row(1), "");
+    assert_eq!(site.row(2), format!("{}|active", fine.address));
+    // The book follows the database: the machine gets another address.
+    wait_for("it is offered another address", SOON, || {
+        let offer = site.talker.ask(&Message::new(DISCOVER, mac(1), 3))?;
+        (offer.address != lost.address).then_some(())
+    });
+    let other = site.talker.lease(mac(1), 4).unwrap();
+    wait_for("it is stored", SOON, || {
+        (site.row(1) == format!("{}|active", other.address)).then_some(())
+    });
+}
+
+#[test]
+fn a_slow_database_is_not_waited_for() {
+    let site = Site::new(true);
+    let server = site.start();
+    site.talker.lease(mac(1), 1).unwrap();
+    let blocker = {
+        let database = site.database.clone();
+        std::thread::spawn(move || {
+            database
+                .query("begin; lock table leases in exclusive mode; select pg_sleep(4); commit");
+        })
+    };
+    let locked = "select count(*) from pg_locks where mode = 'ExclusiveLock' and granted and relation = 'leases'::regclass";
+    wait_for("the table is locked", SOON, || {
+        (site.database.query(locked) == "1").then_some(())
+    });
+    for n in 2..6 {
+        assert_eq!(site.talker.lease(mac(n), u32::from(n)).unwrap().kind, ACK);
+    }
+    assert_eq!(
+        site.database.query(locked),
+        "1",
+        "all this while it was locked"
+    );
+    blocker.join().unwrap();
+    paid(&server);
+    for n in 1..6 {
+        assert!(site.row(n).ends_with("|active"), "{n}");
+    }
+}
+
+#[test]
+fn where_servers_share_a_database_only_reserved_addresses_are_owed() {
+    let site = Site::new(false);
+    let server = site.start();
+    site.no_leases();
+    let reserved = site.talker.lease(mac(9), 1).unwrap();
+    assert_eq!(reserved.address, Ipv4Addr::new(10, 77, 0, 9));
+    let offer = site.talker.ask(&Message::new(DISCOVER, mac(1), 2)).unwrap();
+    let request = Message::new(REQUEST, mac(1), 2)
+        .requesting(offer.address)
+        .of_server(SERVER);
+    assert!(site.talker.ask(&request).is_none());
+    site.leases_again();
+    paid(&server);
+    assert_eq!(site.row(9), "10.77.0.9|active");
+    assert_eq!(site.talker.ask(&request).unwrap().kind, ACK);
+}
