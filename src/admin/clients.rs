@@ -151,7 +151,7 @@ pub(super) async fn delete(
     if !deleted {
         return Err(not_found(&name));
     }
-    api.settle().await;
+    api.settle_client(client.id).await;
     tracing::info!(
         client.mac = %client.mac_address,
         client.hostname,
@@ -221,7 +221,7 @@ async fn write(
     validate::client(reader, &mut client, snapshot.ranges(), image, version)?;
     client.auto_registered = false;
     api.catalog.save_client_config(&client).await?;
-    api.settle().await;
+    api.settle_client(client.id).await;
     tracing::info!(
         client.mac = %client.mac_address,
         client.hostname,

@@ -130,6 +130,13 @@ impl std::ops::Deref for Api {
 impl Api {
     /// After a committed change: the cache takes it in. If the database went away in that very
     /// moment the change is stored all the same, and the cache follows by itself later.
+    async fn settle_client(&self, id: uuid::Uuid) {
+        if let Err(e) = self.cache.refresh_clients(&[id]).await {
+            tracing::warn!(error = %e, "a change is stored, but the cache can't be refreshed yet");
+        }
+    }
+
+    /// As [`Api::settle_client`], for all else.
     async fn settle(&self) {
         if let Err(e) = self.cache.refresh().await {
             tracing::warn!(error = %e, "a change is stored, but the cache can't be refreshed yet");

@@ -64,7 +64,6 @@ pub(super) async fn open_catalog(
         (Ok(()), _) => {
             bring_up(&catalog, clock, who).await?;
             let cache = Cache::of(catalog.clone(), Loaded::default());
-            cache.will_be_saved();
             cache.refresh().await.context("reading the catalog")?;
             tokio::spawn(async move { looking.look_after().await });
             Ok(Opened {
@@ -79,7 +78,6 @@ pub(super) async fn open_catalog(
                 "the database is away: starting with what was known when it was there last"
             );
             let cache = Cache::of(catalog.clone(), picture);
-            cache.will_be_saved();
             catalog.is_gone(&error.to_string());
             tokio::spawn(async move { looking.look_after().await });
             Ok(Opened {

@@ -9,11 +9,12 @@ mod saved;
 mod snapshot;
 mod view;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::catalog::{Catalog, CatalogError, Change, Loaded};
 use crate::model::Site;
@@ -38,15 +39,6 @@ pub struct Cache {
     reloading: Arc<tokio::sync::Mutex<()>>,
     /// Wakes those who act on a change by themselves.
     changed: Arc<tokio::sync::watch::Sender<()>>,
-    /// What is to be saved next; `None` where nobody saves.
-    unsaved: Arc<Mutex<Unsaved>>,
-}
-
-/// What [`Cache::save`] has to write.
-#[derive(Debug, Default)]
-struct Unsaved {
-    wanted: bool,
-    picture: Option<Loaded>,
 }
 
 impl Cache {
@@ -69,7 +61,6 @@ impl Cache {
             site: Arc::default(),
             reloading: Arc::new(tokio::sync::Mutex::new(())),
             changed: Arc::new(tokio::sync::watch::Sender::new(())),
-            unsaved: Arc::default(),
         }
     }
 
@@ -115,12 +106,6 @@ impl Cache {
         let _one = self.reloading.lock().await;
         let loaded = self.catalog.load().await?;
         self.refresh_site().await?;
-        {
-            let mut unsaved = self.lock_unsaved();
-            if unsaved.wanted {
-                unsaved.picture = Some(loaded.clone());
-            }
-        }
         self.current.store(Arc::new(Snapshot::new(loaded)));
         self.changed.send_replace(());
         Ok(())
@@ -128,10 +113,26 @@ impl Cache {
 }
 
 impl Cache {
-    /// Saves each new picture until cancelled, at most one in [`SAVE_EVERY`], and the last one
+    /// Reads these clients again; when it returns, every change of them that was committed before
+    /// the call holds. However many there are in all, it costs little.
+    ///
+    /// # Errors
+    /// When the catalog can't be read; the old snapshot then stays.
+    pub async fn refresh_clients(&self, ids: &[Uuid]) -> Result<(), CatalogError> {
+        let _one = self.reloading.lock().await;
+        let rows = self.catalog.load_clients(ids).await?;
+        let next = self.get().with_clients(ids, rows);
+        self.current.store(Arc::new(next));
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    /// Saves each new picture until cancelled, at most one in two seconds, and the last one
     /// at the end.
     pub async fn save(&self, saved: Saved, cancel: CancellationToken) {
         let mut changes = self.watch();
+        // What was read before anybody watched.
+        changes.mark_changed();
         while cancel
             .run_until_cancelled(changes.changed())
             .await
@@ -141,30 +142,20 @@ impl Cache {
             let pause = tokio::time::sleep(SAVE_EVERY);
             let _ = cancel.run_until_cancelled(pause).await;
         }
-        self.save_now(&saved).await;
-    }
-
-    /// From now on pictures are kept for [`Cache::save`].
-    pub fn will_be_saved(&self) {
-        self.lock_unsaved().wanted = true;
+        if changes.has_changed().unwrap_or_default() {
+            self.save_now(&saved).await;
+        }
     }
 
     async fn save_now(&self, saved: &Saved) {
-        let Some(picture) = self.lock_unsaved().picture.take() else {
-            return;
-        };
-        let saved = saved.clone();
-        let written = tokio::task::spawn_blocking(move || saved.write(&picture)).await;
+        let (saved, snapshot) = (saved.clone(), self.get());
+        let written = tokio::task::spawn_blocking(move || saved.write(&snapshot.loaded())).await;
         match written.map_err(std::io::Error::other).flatten() {
             Ok(()) => tracing::debug!("the picture of the catalog is saved"),
             Err(error) => {
                 tracing::warn!(%error, "the picture of the catalog could not be saved");
             }
         }
-    }
-
-    fn lock_unsaved(&self) -> MutexGuard<'_, Unsaved> {
-        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps the picture current until cancelled: reads the catalog again whenever anybody
@@ -177,10 +168,21 @@ impl Cache {
                 batch = changes.next() => batch,
             };
             let Some(batch) = batch else { return };
-            if batch
-                .iter()
-                .all(|change| matches!(change, Change::Leases(_)))
-            {
+            let mut ids: Vec<Uuid> = Vec::new();
+            let mut all = false;
+            for change in batch {
+                match change {
+                    Change::Leases(_) => {}
+                    Change::Clients(some) => ids.extend(some),
+                    Change::Configuration | Change::Everything => all = true,
+                }
+            }
+            ids.sort_unstable();
+            ids.dedup();
+            if !all && ids.is_empty() {
+                continue;
+            }
+            if !all && self.refresh_clients(&ids).await.is_ok() {
                 continue;
             }
             while let Err(e) = self.refresh().await {

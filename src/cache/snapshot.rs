@@ -12,7 +12,7 @@ use crate::model::version::followed;
 use crate::model::{Client, DiskMode, Image, MacAddr, NetworkRange, ReplicaState, Version};
 
 /// Immutable; shared by all readers until the next one replaces it.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Snapshot {
     clients: HashMap<Uuid, Arc<Client>>,
     by_mac: HashMap<MacAddr, Arc<Client>>,
@@ -33,25 +33,24 @@ pub struct Snapshot {
     /// Sorted by network; networks never overlap.
     ranges: Vec<Arc<NetworkRange>>,
     site_key: Vec<u8>,
+    /// What it was made of, without the clients: to be saved.
+    rest: Arc<Loaded>,
 }
 
 impl Snapshot {
     /// Indexes what was loaded.
     #[must_use]
-    pub fn new(loaded: Loaded) -> Self {
+    pub fn new(mut loaded: Loaded) -> Self {
+        let clients = std::mem::take(&mut loaded.clients);
         let mut snapshot = Self {
-            site_key: loaded.site_key,
+            site_key: loaded.site_key.clone(),
+            rest: Arc::new(loaded.clone()),
             ..Self::default()
         };
-        for client in loaded.clients {
-            let client = Arc::new(client);
-            for mac in client.macs() {
-                snapshot.by_mac.insert(mac, client.clone());
-            }
-            if let Some(address) = client.ip_address {
-                snapshot.reserved.insert(address, client.id);
-            }
-            snapshot.clients.insert(client.id, client);
+        snapshot.clients.reserve(clients.len());
+        snapshot.by_mac.reserve(clients.len());
+        for client in clients {
+            snapshot.insert(client);
         }
         snapshot.images = loaded
             .images
@@ -84,6 +83,55 @@ impl Snapshot {
         snapshot.ranges = loaded.ranges.into_iter().map(Arc::new).collect();
         snapshot.ranges.sort_by_key(|r| r.network.network());
         snapshot
+    }
+
+    fn insert(&mut self, client: Client) {
+        let client = Arc::new(client);
+        for mac in client.macs() {
+            self.by_mac.insert(mac, client.clone());
+        }
+        if let Some(address) = client.ip_address {
+            self.reserved.insert(address, client.id);
+        }
+        self.clients.insert(client.id, client);
+    }
+
+    /// The same with these clients as they are now: those of the ids that are not among the rows
+    /// are gone.
+    #[must_use]
+    pub fn with_clients(&self, ids: &[Uuid], rows: Vec<Client>) -> Self {
+        let mut next = self.clone();
+        for id in ids {
+            let Some(old) = next.clients.remove(id) else {
+                continue;
+            };
+            for mac in old.macs() {
+                // It may be another's by now.
+                if next.by_mac.get(&mac).is_some_and(|owner| owner.id == *id) {
+                    next.by_mac.remove(&mac);
+                }
+            }
+            if let Some(address) = old.ip_address
+                && next.reserved.get(&address) == Some(id)
+            {
+                next.reserved.remove(&address);
+            }
+        }
+        for client in rows {
+            next.insert(client);
+        }
+        next
+    }
+
+    /// What it was made of.
+    #[must_use]
+    pub fn loaded(&self) -> Loaded {
+        let mut clients: Vec<Client> = self.clients.values().map(|c| (**c).clone()).collect();
+        clients.sort_by_key(|client| client.id);
+        Loaded {
+            clients,
+            ..(*self.rest).clone()
+        }
     }
 
     /// The client that owns a MAC.
@@ -211,5 +259,77 @@ impl Snapshot {
     #[must_use]
     pub fn site_key(&self) -> &[u8] {
         &self.site_key
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::{BootMode, Timestamp};
+
+    fn client(id: u8, mac: u8, address: Option<u8>) -> Client {
+        Client {
+            id: Uuid::from_u128(u128::from(id)),
+            mac_address: MacAddr([2, 0, 0, 0, 0, mac]),
+            more_macs: vec![MacAddr([2, 0, 0, 0, 1, mac])],
+            hostname: format!("pc-{id}"),
+            ip_address: address.map(|a| Ipv4Addr::new(10, 0, 0, a)),
+            assigned_image_id: None,
+            boot_mode: BootMode::Pxe,
+            cpu_cores: 1,
+            memory_mb: 1,
+            network_config: None,
+            custom_boot_params: None,
+            disk_mode: DiskMode::Ephemeral,
+            ring: None,
+            pinned_version_id: None,
+            enabled: true,
+            auto_registered: false,
+            created_at: Timestamp::UNIX_EPOCH,
+            updated_at: Timestamp::UNIX_EPOCH,
+            last_boot_at: None,
+            boot_count: 0,
+        }
+    }
+
+    /// A catalog: MACs and addresses are one client's each, as the database has it.
+    fn catalog() -> impl Strategy<Value = Vec<Client>> {
+        prop::collection::btree_map(0..8_u8, (0..8_u8, prop::option::of(0..8_u8)), 0..8).prop_map(
+            |rows| {
+                let (mut macs, mut addresses) = (HashSet::new(), HashSet::new());
+                rows.into_iter()
+                    .filter(|(_, (mac, address))| {
+                        macs.insert(*mac) && address.is_none_or(|a| addresses.insert(a))
+                    })
+                    .map(|(id, (mac, address))| client(id, mac, address))
+                    .collect()
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_part_read_again_is_the_whole_read_again(before in catalog(), after in catalog()) {
+            let of = |clients: &[Client]| Snapshot::new(Loaded {
+                clients: clients.to_vec(),
+                site_key: vec![1],
+                ..Loaded::default()
+            });
+            let changed: Vec<Uuid> = before.iter().chain(&after).map(|c| c.id).filter(|id| {
+                let find = |all: &[Client]| all.iter().find(|c| c.id == *id).cloned();
+                find(&before) != find(&after)
+            }).collect();
+            let rows = after.iter().filter(|c| changed.contains(&c.id)).cloned().collect();
+            let (part, whole) = (of(&before).with_clients(&changed, rows), of(&after));
+            prop_assert_eq!(&part.by_mac, &whole.by_mac);
+            prop_assert_eq!(&part.reserved, &whole.reserved);
+            prop_assert_eq!(&part.clients, &whole.clients);
+            let mut sorted = after;
+            sorted.sort_by_key(|c| c.id);
+            prop_assert_eq!(part.loaded().clients, sorted);
+            prop_assert_eq!(part.loaded().site_key, vec![1]);
+        }
     }
 }

@@ -58,6 +58,23 @@ pub(super) async fn all(connection: &mut PgConnection) -> Result<Vec<Row>, sqlx:
         .await
 }
 
+impl Catalog {
+    /// These clients, as far as they are there.
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn load_clients(&self, ids: &[Uuid]) -> Result<Vec<Client>, CatalogError> {
+        let rows = self
+            .again(|pool| async move {
+                client_rows!("WHERE c.id = ANY ($1)", ids)
+                    .fetch_all(pool)
+                    .await
+            })
+            .await?;
+        models(rows)
+    }
+}
+
 pub(super) fn models(rows: Vec<Row>) -> Result<Vec<Client>, CatalogError> {
     rows.into_iter().map(Row::model).collect()
 }

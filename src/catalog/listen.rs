@@ -134,9 +134,21 @@ fn send_ping(catalog: &Catalog, ping: &str) {
 
 fn read(notification: &PgNotification, own: Uuid) -> Option<Change> {
     match notification.channel() {
-        CONFIGURATION => Some(Change::Configuration),
+        CONFIGURATION => Some(read_configuration(notification.payload())),
         LEASES => read_leases(notification.payload(), own),
         _ => None,
+    }
+}
+
+/// A table's name, or `clients ID,ID,..`.
+fn read_configuration(payload: &str) -> Change {
+    let ids = payload.strip_prefix("clients ").map(|ids| {
+        let ids: Result<Vec<Uuid>, _> = ids.split(',').map(str::parse).collect();
+        ids
+    });
+    match ids {
+        Some(Ok(ids)) => Change::Clients(ids),
+        Some(Err(_)) | None => Change::Configuration,
     }
 }
 
@@ -155,6 +167,16 @@ fn read_leases(payload: &str, own: Uuid) -> Option<Change> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_few_clients_or_all() {
+        let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let few = read_configuration(&format!("clients {a},{b}"));
+        assert_eq!(few, Change::Clients(vec![a, b]));
+        for payload in ["clients", "clients x", "images", ""] {
+            assert_eq!(read_configuration(payload), Change::Configuration);
+        }
+    }
 
     #[test]
     fn payloads() {

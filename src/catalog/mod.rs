@@ -98,6 +98,8 @@ pub enum BootWrite {
 pub enum Change {
     /// Clients, MACs, images, files, ranges or pools: read them again.
     Configuration,
+    /// These clients, and nothing else: read them again, where they still are.
+    Clients(Vec<Uuid>),
     /// These leases (by address) were written or removed by somebody else: read them again.
     Leases(Vec<Ipv4Addr>),
     /// The connection was new or broken: anything may have changed. Always sent first.

@@ -121,17 +121,22 @@ impl Registrar {
                 return;
             }
             let mut macs = Vec::with_capacity(count);
+            let mut made_ids = Vec::with_capacity(count);
             for client in batch.drain(..) {
                 macs.push(client.mac_address);
                 let outcome = match catalog.register_client(&client).await {
                     Ok((made, true)) => {
+                        made_ids.push(made.id);
                         tracing::info!(
                             client.mac = %client.mac_address, client.name = made.hostname,
                             "unknown machine registered, disabled until an admin enables it"
                         );
                         Registration::Made
                     }
-                    Ok((_, false)) => Registration::Known,
+                    Ok((known, false)) => {
+                        made_ids.push(known.id);
+                        Registration::Known
+                    }
                     Err(error) => {
                         tracing::warn!(client.mac = %client.mac_address, %error, "unknown machine not registered");
                         Registration::Failed
@@ -140,7 +145,7 @@ impl Registrar {
                 metrics.registered(outcome);
             }
             // One reading for all of them; then they are known, or will try again.
-            if let Err(error) = cache.refresh().await {
+            if let Err(error) = cache.refresh_clients(&made_ids).await {
                 tracing::warn!(%error, "the cache could not be refreshed");
             }
             let mut state = self.lock();

@@ -536,7 +536,7 @@ async fn follow_leases(core: Arc<Core>, catalog: Catalog, cancel: CancellationTo
         match change {
             Some(Change::Leases(addresses)) => core.enqueue(Operation::Reread(addresses)),
             Some(Change::Everything) => core.enqueue(Operation::RereadAll),
-            Some(Change::Configuration) => {}
+            Some(Change::Configuration | Change::Clients(_)) => {}
             None => return,
         }
     }
