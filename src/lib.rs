@@ -3,7 +3,7 @@
 //! *Pure*: [`model`], [`validate`], [`image_check`], [`truth`], [`dhcp`]`::{wire, decide, pool}`, [`tftp`]`::{wire, machine}`,
 //! [`boot`]`::{path, plan, script, session, token}`, `replicate::{wire, machine}`. *Resources*: [`catalog`] (PostgreSQL),
 //! [`storage`] (files), [`journal`] (what must not be lost while PostgreSQL is away). *Services*: [`boot`]`::{files, tracker}`, [`cache`]; upon them [`replicate`]. *Edges*:
-//! [`dhcp`]`::server`, [`tftp`]`::server`, [`http`], [`admin`]. *Root*: [`app`], [`cli`].
+//! [`dhcp`]`::server`, [`tftp`]`::server`, [`http`], [`admin`]. *Clients' side*, to try them: [`storm`]. *Root*: [`app`], [`cli`].
 //! From the side: [`steps`] (where tests kill the server).
 //! Nothing points up, and edges never point at each other: `tests/architecture.rs` holds it so.
 
@@ -26,6 +26,7 @@ pub mod privileges;
 pub mod replicate;
 pub mod steps;
 pub mod storage;
+pub mod storm;
 pub mod telemetry;
 pub mod tftp;
 pub mod truth;

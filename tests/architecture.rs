@@ -82,7 +82,7 @@ fn owned_libraries(source: &Source) -> Vec<String> {
 }
 
 /// The files without effects: no tasks, no clock, no environment, no files, no randomness.
-const PURE: [&str; 22] = [
+const PURE: [&str; 29] = [
     "model",
     "validate",
     "image_check",
@@ -105,6 +105,13 @@ const PURE: [&str; 22] = [
     "export/nbd/machine",
     "replicate/wire",
     "replicate/machine",
+    "storm/plan",
+    "storm/machine",
+    "storm/orders",
+    "storm/profile",
+    "storm/report",
+    "storm/words",
+    "storm/disk/written",
 ];
 
 fn purity(source: &Source) -> Vec<String> {
@@ -140,10 +147,11 @@ fn purity(source: &Source) -> Vec<String> {
 }
 
 /// Layers from the bottom up. `replicate` reads the cache and is asked by `admin`: it lies
-/// between them; its peers are servers, not machines. What a file may use lies on a lower layer,
+/// between them; its peers are servers, not machines. `storm` plays the machines: it reads and writes
+/// what the edges write and read, and no edge knows it. What a file may use lies on a lower layer,
 /// or is its own module. `clock`, `crowd`, `steps`, `telemetry` and `privileges` serve all from the
 /// side.
-const LAYERS: [&[&str]; 6] = [
+const LAYERS: [&[&str]; 7] = [
     &["model"],
     &[
         "validate",
@@ -172,6 +180,7 @@ const LAYERS: [&[&str]; 6] = [
     &["cache", "boot"],
     &["replicate"],
     &["dhcp", "tftp", "http", "export", "admin"],
+    &["storm"],
 ];
 
 /// The modules of the top and bottom that everybody or nobody looks at.

@@ -2,7 +2,7 @@
 //!
 //! One file per noun (`image`, `snapshot`, `client`, `disk`, `range`, `session`, `doctor`) speaks to the admin API
 //! through `remote`; `output` prints; `failure` has the exit codes. `serve`,
-//! `check-config`, `psql` and `doctor` are done on the spot. No rule of values lives here: the server has
+//! `check-config`, `psql`, `doctor` and `storm` are done on the spot. No rule of values lives here: the server has
 //! them, and tells every violation at once.
 
 mod client;
@@ -16,6 +16,7 @@ mod range;
 mod remote;
 mod session;
 mod snapshot;
+mod storm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -81,6 +82,8 @@ enum Command {
         #[arg(last = true, value_name = "ARGS")]
         more: Vec<String>,
     },
+    /// Boot many machines that are not there, check every byte, and say how long it took
+    Storm(Box<storm::Options>),
     /// What machines boot
     #[command(subcommand)]
     Image(image::Command),
@@ -137,6 +140,7 @@ fn run(global: &Global, command: Command) -> Result<(), Failure> {
             crate::app::psql(&configuration(global)?, command.as_deref(), &more)
                 .map_err(|e| Failure::failed(&e))
         }
+        Command::Storm(options) => storm::run(&options, global.json),
         Command::Image(command) => remotely(global, |remote| image::run(remote, command)),
         Command::Snapshot(command) => remotely(global, |remote| snapshot::run(remote, command)),
         Command::Client(command) => remotely(global, |remote| client::run(remote, command)),

@@ -14,7 +14,7 @@ const UDP: u8 = 17;
 /// Builds an IPv4/UDP packet with both checksums; `None` if the payload does not fit into
 /// one (65,507 bytes).
 #[must_use]
-pub(super) fn udp_packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn udp_packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Option<Vec<u8>> {
     let total = u16::try_from(IPV4_HEADER + UDP_HEADER + payload.len()).ok()?;
     let udp_length = total - IPV4_HEADER as u16;
 
@@ -47,7 +47,7 @@ pub(super) fn udp_packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -
 /// virtual interfaces of one machine they are legally left unfinished. `None`: it is no
 /// whole UDP packet, or a fragment.
 #[must_use]
-pub(super) fn udp_payload(packet: &[u8]) -> Option<(SocketAddrV4, SocketAddrV4, &[u8])> {
+pub(crate) fn udp_payload(packet: &[u8]) -> Option<(SocketAddrV4, SocketAddrV4, &[u8])> {
     let first = *packet.first()?;
     let header = usize::from(first & 0x0f) * 4;
     let total = usize::from(be16(packet, 2)?);

@@ -12,7 +12,7 @@ pub mod decide;
 mod facts;
 mod flow;
 mod foreign;
-mod frame;
+pub(crate) mod frame;
 mod interfaces;
 mod ledger;
 mod link;

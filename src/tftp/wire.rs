@@ -4,6 +4,8 @@
 //! the port may be hostile. File names stay raw bytes; only `boot::path` judges them. What is
 //! granted of the options is the machine's affair, not ours.
 
+pub mod client;
+
 /// Longest request we look at, in bytes (RFC 2347 section 2: "maximum of 512 octets").
 pub const MAX_REQUEST: usize = 512;
 /// Bytes before the payload of a DATA packet (RFC 1350 section 5).

@@ -37,7 +37,8 @@ impl Memory {
     }
 }
 
-fn resident(pid: Pid) -> u64 {
+/// KiB of a process that are resident now.
+pub(crate) fn resident(pid: Pid) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let number = line.and_then(|line| line.split_whitespace().next());

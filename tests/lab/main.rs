@@ -8,7 +8,7 @@
 //!   [`live`]: a change holds on the next packet; [`hostile`]: malformed packets at every
 //!   port; [`crashes`]: kill -9 at any moment; [`powercut`]: an ACK outlives the power
 //! - [`disks`]: Debian from its disk, by every path; [`exports`]: the disks' protocols under
-//!   kill -9, restarts, a full store; [`crowds`]: what many of them cost
+//!   kill -9, restarts, a full store; [`crowds`]: what many of them cost; [`storms`]: `dls storm`
 //! - [`outage`]: boots while the database hangs, and a start without it
 //! - [`zfs`]: the `zfs` backend on real OpenZFS
 //!
@@ -34,6 +34,7 @@ mod net;
 mod outage;
 mod powercut;
 mod product;
+mod storms;
 mod zfs;
 
 use std::time::{Duration, Instant};

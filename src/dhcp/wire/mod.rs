@@ -4,8 +4,10 @@
 //! overload) because dhcproto panics or loses options on hostile input; `parse` gives the
 //! options their meaning; `options` says which options a reply has, most important first,
 //! with dhcproto's types and encoder; `encode` puts them into a packet of the right size.
+//! `client` is the other side of the wire, for who plays machines.
 //! Nothing here decides who gets what: that is [`super::decide`].
 
+pub mod client;
 mod encode;
 mod options;
 mod parse;

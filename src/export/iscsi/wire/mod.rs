@@ -2,6 +2,7 @@
 //! the form only; what a PDU means is `machine`'s and `session`'s business.
 
 pub mod answer;
+pub mod ask;
 pub mod text;
 
 /// Bytes of a basic header segment.

@@ -1,10 +1,11 @@
 //! NBD's bytes and their types: [`handshake`] (options and their replies) and
-//! [`transmission`] (requests and theirs). All numbers are big-endian. It allocates nothing
+//! [`transmission`] (requests and theirs); [`client`] is the other side of both. All numbers are big-endian. It allocates nothing
 //! by a length that the other end claims, and judges nothing.
 //!
 //! Section names in the comments are those of the protocol's own document, `proto.md` of the
 //! NBD project.
 
+pub mod client;
 pub mod handshake;
 pub mod transmission;
 

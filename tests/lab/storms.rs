@@ -1,0 +1,326 @@
+//! `dls storm` against the real server, both the real program, in namespaces of their own: all
+//! machines boot and every byte is right; a server that is killed and a byte that is wrong are
+//! found and named; in `make torture` a thousand machines in a minute, a processor for each side.
+//!
+//! The machines' addresses are routed to the simulator's host, which answers ARP for its own
+//! alone: so the server sees each machine with its address, and finds none of them in use before.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::crashes::rounds;
+use crate::crowds::resident;
+use crate::exports::noise;
+use crate::net::{Lab, output};
+use crate::product::{DiskImport, Dls, PROGRAM};
+use crate::{secs, wait_for};
+
+const MIB: usize = 1 << 20;
+
+/// A site with machines that are registered and not there.
+struct Site<'a> {
+    lab: &'a Lab,
+    dls: Dls<'a>,
+    host: String,
+}
+
+impl<'a> Site<'a> {
+    /// So many machines; their images by turns, each a boot method of the same name. Kernel and
+    /// initrd are a quarter and three quarters of `files` bytes, the disk has `disk` bytes.
+    fn new(lab: &'a Lab, machines: u32, methods: &[&str], files: usize, disk: usize) -> Self {
+        let dls = Dls::start(lab, "");
+        dls.cli("range add --network 10.77.0.0/16 --pool 10.77.16.1-10.77.31.250 --mode full");
+        let path = |name: &str| lab.path().join(name);
+        noise(&path("kernel"), files / 4, 2);
+        noise(&path("initrd"), files / 4 * 3, 3);
+        noise(&path("disk.raw"), disk, 4);
+        for method in methods {
+            let kernel = (path("kernel"), path("initrd"));
+            dls.import(&DiskImport {
+                name: method,
+                disk: &path("disk.raw"),
+                boot_method: method,
+                kernel: (*method != "san").then_some(kernel),
+                cmdline: String::new(),
+            });
+        }
+        let images: Vec<String> = methods.iter().map(|m| format!("'{m}'")).collect();
+        dls.psql(&format!(
+            "insert into clients (mac_address, hostname, assigned_image_id, disk_mode) \
+             select '02:d1:50:00:' || substr(h, 1, 2) || ':' || substr(h, 3, 2), 'storm-' || n, \
+             (select id from images where name = (array[{}])[1 + n % {}]), 'ephemeral' \
+             from (select n, lpad(to_hex(n), 4, '0') h from generate_series(0, {machines} - 1) n) x",
+            images.join(","),
+            images.len()
+        ));
+        let host = lab.host("storm", Some("10.77.0.9/16"));
+        for which in ["all", "lan0"] {
+            let quiet = format!("net.ipv4.conf.{which}.arp_ignore=1");
+            let mut set = lab.command_in(&host, "sysctl", ["-qw", &quiet]);
+            assert!(output(&mut set).status.success());
+        }
+        lab.ip(&host, "route add local 10.77.16.0/20 dev lo");
+        lab.ip(
+            &lab.namespace("srv"),
+            "route add 10.77.16.0/20 via 10.77.0.9",
+        );
+        Self { lab, dls, host }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.lab.path().join(name)
+    }
+
+    /// `dls storm` with the files that the machines must get.
+    fn storm(&self, more: &str) -> Command {
+        let mut storm = self
+            .lab
+            .command_in(&self.host, PROGRAM, ["--json", "storm"]);
+        storm.args(["--interface", "lan0"]);
+        for (role, file) in [
+            ("kernel", "kernel"),
+            ("initrd0", "initrd"),
+            ("disk", "disk.raw"),
+        ] {
+            storm.args(["--expect", &format!("{role}={}", self.file(file).display())]);
+        }
+        storm.args(more.split_whitespace());
+        storm
+    }
+}
+
+fn report(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        panic!("{e} in what `dls storm` says: {said}")
+    })
+}
+
+/// A number of a stage.
+fn of(report: &Value, stage: &str, key: &str) -> f64 {
+    let rows = report["stages"].as_array().expect("stages");
+    let row = rows.iter().find(|row| row["stage"] == stage);
+    let number = row.and_then(|row| row[key].as_f64());
+    number.unwrap_or_else(|| panic!("no {key} of {stage} in {report:#}"))
+}
+
+/// Stages and causes of failures.
+fn causes(report: &Value) -> Vec<(String, String)> {
+    let rows = report["failures"].as_array().expect("failures").iter();
+    let word = |row: &Value, key: &str| row[key].as_str().expect("a word").to_owned();
+    rows.map(|row| (word(row, "stage"), word(row, "cause")))
+        .collect()
+}
+
+#[test]
+fn a_small_storm_boots_every_machine_and_checks_every_byte() {
+    let lab = Lab::new("storm");
+    let site = Site::new(&lab, 20, &["iscsi", "nbd", "san"], 8 * MIB, 16 * MIB);
+    for (more, loader) in [
+        ("--addresses --bye", "by raw frames, BIOS"),
+        (
+            "--addresses --bye --firmware uefi-http",
+            "by raw frames, HTTP Boot",
+        ),
+        ("--firmware uefi --bye", "all from one address"),
+    ] {
+        let line = format!("--machines 20 --ramp 2 --timeout 60 --disk-read 6M {more}");
+        let ended = output(&mut site.storm(&line));
+        let told = report(&ended);
+        assert!(ended.status.success(), "{loader}: {told:#}");
+        assert_eq!(told["booted"], 20);
+        assert_eq!(causes(&told), []);
+        // Seven of them by iSCSI, seven by NBD, six from the disk's own loader.
+        assert_eq!(of(&told, "kernel", "n"), 14.0);
+        assert_eq!(of(&told, "kernel", "bytes"), (14 * 2 * MIB) as f64);
+        assert_eq!(of(&told, "initrd", "bytes"), (14 * 6 * MIB) as f64);
+        assert_eq!(of(&told, "disk read", "bytes"), (20 * 6 * MIB) as f64);
+        assert!(of(&told, "disk write", "n") >= 20.0);
+        assert!(of(&told, "read back", "n") >= 20.0);
+        assert_eq!(of(&told, "report", "n"), 40.0, "up and bye");
+        eprintln!(
+            "{loader}: DHCP p99 {:.1} ms, {:.0} MiB/s in the busiest second",
+            of(&told, "all of DHCP", "p99_ms"),
+            told["most_in_a_second"].as_f64().unwrap_or_default() / MIB as f64
+        );
+    }
+    // The server has seen what the machines say that they did.
+    wait_for("sixty boots have ended well", secs(30), || {
+        let rows = site
+            .dls
+            .rows("select count(*)::int as n from boot_sessions where status = 'shutdown'");
+        (rows[0]["n"] == 60).then_some(())
+    });
+    site.dls.assert_unchanged("nbd", &site.file("disk.raw"));
+}
+
+#[test]
+fn a_storm_through_a_relay_needs_no_raw_frames() {
+    let lab = Lab::new("storm_relay");
+    let site = Site::new(&lab, 5, &["nbd"], 4 * MIB, 8 * MIB);
+    let mut storm = site
+        .lab
+        .command_in(&site.host, PROGRAM, ["--json", "storm"]);
+    storm.args(
+        "--relay 10.77.0.9 --dhcp-server 10.77.0.1 --machines 5 --ramp 1 --disk-read 1M".split(' '),
+    );
+    let ended = output(&mut storm);
+    let told = report(&ended);
+    assert!(ended.status.success(), "{told:#}");
+    // Nothing was given to compare with: they are compared with each other, and their sum is told.
+    let files = told["files"].as_array().expect("files");
+    let kernel = files
+        .iter()
+        .find(|file| file["role"] == "kernel")
+        .expect("the kernel");
+    assert_eq!(kernel["bytes"], MIB);
+    assert_eq!(kernel["sha256"].as_str().map(str::len), Some(64));
+}
+
+#[test]
+fn a_wrong_byte_and_a_dead_server_are_named() {
+    let lab = Lab::new("storm_faults");
+    let mut site = Site::new(&lab, 10, &["iscsi", "nbd"], 8 * MIB, 16 * MIB);
+    // One byte of what they must get is another one.
+    for (file, at, cause) in [
+        ("initrd", 3 * MIB + 5, "wrong_file"),
+        ("disk.raw", 4100, "wrong_disk"),
+    ] {
+        let mut bytes = fs::read(site.file(file)).expect("a file");
+        bytes[at] ^= 1;
+        fs::write(site.file(file), &bytes).expect("a file");
+        let ended = output(
+            &mut site.storm("--machines 4 --ramp 0 --timeout 60 --addresses --disk-read 2M"),
+        );
+        let told = report(&ended);
+        assert_eq!(ended.status.code(), Some(1), "{told:#}");
+        assert_eq!(told["booted"], 0);
+        assert!(
+            causes(&told).iter().all(|(_, found)| found == cause),
+            "{told:#}"
+        );
+        let detail = told["failures"][0]["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains(&at.to_string()), "{detail}");
+        bytes[at] ^= 1;
+        fs::write(site.file(file), &bytes).expect("a file");
+    }
+    // kill -9 while some are up, some at work and some not on yet.
+    let log = site.file("storm.json");
+    let mut storm = site
+        .storm("--machines 10 --ramp 20 --timeout 20 --patience 10 --addresses --stay 60")
+        .stdout(fs::File::create(&log).expect("a file"))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("dls storm");
+    wait_for("a machine is up", secs(60), || {
+        let rows = site
+            .dls
+            .rows("select count(*)::int as n from boot_sessions where status = 'running'");
+        (rows[0]["n"].as_u64() >= Some(2)).then_some(())
+    });
+    site.dls.kill();
+    let status = wait_for("the storm ends by itself", secs(120), || {
+        storm.try_wait().ok().flatten()
+    });
+    assert_eq!(status.code(), Some(1));
+    let told: Value = serde_json::from_slice(&fs::read(&log).expect("a report")).expect("JSON");
+    let causes = causes(&told);
+    let has = |stage: &str, cause: &str| causes.contains(&(stage.into(), cause.into()));
+    assert!(has("rom discover", "no_offer"), "{told:#}");
+    assert!(has("stay", "disk_closed"), "{told:#}");
+    let failed: u64 = told["failures"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|f| f["machines"].as_u64())
+        .sum();
+    assert_eq!(
+        failed + told["booted"].as_u64().unwrap_or(0),
+        10,
+        "{told:#}"
+    );
+}
+
+/// The server's memory, by second, while something runs.
+fn memory_meanwhile(lab: &Lab, storm: &mut Child, limit: Duration) -> Vec<u64> {
+    let server = lab.all("dls").into_iter().find(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.ends_with(b"serve\0")
+    });
+    let server = server.expect("a running server");
+    let mut samples = Vec::new();
+    wait_for("the storm has ended", limit, || {
+        samples.push(resident(server));
+        storm.try_wait().ok().flatten()
+    });
+    samples
+}
+
+/// Binds a running process with all its threads to a processor; of children that come later too.
+fn pin(pid: i32, processor: &str) {
+    let mut command = Command::new("taskset");
+    command.args(["-a", "-p", "-c", processor, &pid.to_string()]);
+    assert!(output(&mut command).status.success());
+}
+
+#[test]
+fn torture_a_thousand_machines_in_a_minute() {
+    let machines = rounds(40, 1000);
+    let ramp = rounds(2, 60);
+    let lab = Lab::new("storm_thousand");
+    let site = Site::new(&lab, machines, &["iscsi", "nbd"], 16 * MIB, 32 * MIB);
+    // A new address of the pool is looked for by ARP first, which takes 200 ms by design: theirs
+    // are reserved.
+    site.dls.psql(
+        "update clients set ip_address = '10.77.16.0'::inet + split_part(hostname, '-', 2)::int + 1",
+    );
+    // The server and its database on one processor, the machines on another.
+    for pid in ["dls", "postgres"].iter().flat_map(|name| lab.all(name)) {
+        pin(pid.as_raw(), "0");
+    }
+    let json = site.file("storm.json");
+    let line = format!(
+        "--machines {machines} --ramp {ramp} --timeout 300 --addresses --bye --think 0 --disk-read 16M"
+    );
+    let mut storm = site
+        .storm(&line)
+        .stdout(fs::File::create(&json).expect("a file"))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("dls storm");
+    pin(i32::try_from(storm.id()).expect("a process id"), "1");
+    let samples = memory_meanwhile(&lab, &mut storm, secs(600));
+    let told: Value = serde_json::from_slice(&fs::read(&json).expect("a report")).expect("JSON");
+    let number = |key: &str| told[key].as_f64().unwrap_or_default();
+    eprintln!(
+        "{machines} machines in {ramp} s: {} booted, took {:.1} s, {:.0} MiB/s, {:.0} in the busiest second",
+        told["booted"],
+        number("seconds"),
+        number("bytes_per_second") / MIB as f64,
+        number("most_in_a_second") / MIB as f64
+    );
+    for row in told["stages"].as_array().into_iter().flatten() {
+        eprintln!(
+            "{:16} n {:7} p50 {:9.2} p95 {:9.2} p99 {:9.2} max {:9.2} ms, {} again",
+            row["stage"].as_str().unwrap_or_default(),
+            row["n"],
+            row["p50_ms"].as_f64().unwrap_or_default(),
+            row["p95_ms"].as_f64().unwrap_or_default(),
+            row["p99_ms"].as_f64().unwrap_or_default(),
+            row["max_ms"].as_f64().unwrap_or_default(),
+            row["sent_again"]
+        );
+    }
+    eprintln!("on a wire: {}", told["wires"]);
+    let tenth = (samples.len() / 10).max(1);
+    let each: Vec<u64> = samples.iter().step_by(tenth).copied().collect();
+    eprintln!(
+        "the server's memory, KiB, by tenths: {each:?}, most {:?}",
+        samples.iter().max()
+    );
+    assert_eq!(told["booted"], machines, "{:#}", told["failures"]);
+}
