@@ -1,7 +1,8 @@
 //! The lease committer: an ACK leaves only when its lease is durable.
 //!
-//! Leases are gathered for a millisecond or until there are [`BATCH`], and stored in one
-//! transaction; up to [`LANES`] transactions are under way at once. Order holds per machine
+//! Leases are gathered for a millisecond, or not at all where [`ENOUGH`] wait already, and
+//! stored in one transaction. A transaction costs as much as some tens of leases: a second one
+//! begins beside the first only when [`MANY`] wait. Order holds per machine
 //! and per address: an operation waits while an earlier one on the same MAC or address is
 //! not done. Releases, declines and re-reads of what other servers wrote go the same way, so
 //! that the address book never takes an older row for a newer one.
@@ -31,6 +32,12 @@ const BATCH: usize = 512;
 /// Transactions under way at once: while one waits for the disk the next one is filled. More
 /// would make them smaller, not faster.
 const LANES: usize = 2;
+
+/// Operations that make a batch worth its transaction: nothing more is waited for.
+const ENOUGH: usize = 16;
+
+/// Operations that make a second transaction worth its while.
+const MANY: usize = 64;
 
 /// How long the first lease of a batch waits for company.
 const GATHER: Duration = Duration::from_millis(1);
@@ -76,8 +83,8 @@ pub(super) enum Verdict {
     NotStored,
 }
 
-/// Who hears the verdicts.
-pub(super) type Report<T> = Arc<dyn Fn(T, Verdict) + Send + Sync>;
+/// Who hears the verdicts of a batch.
+pub(super) type Report<T> = Arc<dyn Fn(Vec<(T, Verdict)>) + Send + Sync>;
 
 /// The committer; cheap to clone into its tasks.
 pub(super) struct Committer<T> {
@@ -142,8 +149,10 @@ impl<T: Send + 'static> Committer<T> {
             tokio::select! {
                 count = operations.recv_many(&mut taken, BATCH), if open && room => {
                     open = count > 0;
-                    if open && count < BATCH {
+                    if open && count < ENOUGH {
                         tokio::time::sleep(GATHER).await;
+                    }
+                    if open {
                         while taken.len() < BATCH && let Ok(more) = operations.try_recv() {
                             taken.push(more);
                         }
@@ -175,7 +184,7 @@ impl<T: Send + 'static> Committer<T> {
                     open = false;
                 }
             }
-            while running.len() < LANES {
+            while running.is_empty() || (running.len() < LANES && line.waiting.len() >= MANY) {
                 let Some(job) = line.next(running.is_empty()) else {
                     break;
                 };
@@ -203,9 +212,7 @@ impl<T: Send + 'static> Committer<T> {
     async fn store(&self, batch: Vec<(Lease, T)>) -> Health {
         let (leases, tickets): (Vec<Lease>, Vec<T>) = batch.into_iter().unzip();
         let (verdicts, health) = self.store_rows(&leases).await;
-        for (ticket, verdict) in tickets.into_iter().zip(verdicts) {
-            (self.report)(ticket, verdict);
-        }
+        (self.report)(tickets.into_iter().zip(verdicts).collect());
         health
     }
 

@@ -31,6 +31,8 @@ impl World {
             .iter()
             .find(|(a, m)| **m == who && range.network.contains(**a));
         let asker = Asker {
+            is_known: false,
+            relay: None,
             mac: who,
             reserved: reserved.map(|(a, _)| *a),
             requested: asks,
