@@ -290,7 +290,10 @@ impl Core {
             return;
         };
         let mut told = lock(&self.share_told);
-        if told.get(&range.id).is_some_and(|at| *at <= now && now - *at < TELL_AGAIN) {
+        if told
+            .get(&range.id)
+            .is_some_and(|at| *at <= now && now - *at < TELL_AGAIN)
+        {
             return;
         }
         told.insert(range.id, now);

@@ -185,9 +185,8 @@ impl Link {
             }
         };
         let index = interface.index;
-        let udp = |port: u16| {
-            DeviceSocket::bind(name, port).map_err(|error| refused(Some(port), error))
-        };
+        let udp =
+            |port: u16| DeviceSocket::bind(name, port).map_err(|error| refused(Some(port), error));
         Ok(Self {
             dhcp: udp(ports.server)?,
             pxe: udp(ports.pxe)?,

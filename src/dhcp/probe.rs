@@ -102,8 +102,7 @@ impl Prober {
     pub(super) async fn probe_all(&self, addresses: &[Ipv4Addr]) -> Vec<io::Result<Probed>> {
         let mut answers = self.await_answers(addresses);
         let all: Vec<usize> = (0..addresses.len()).collect();
-        let mut unsent: HashMap<usize, io::Error> =
-            self.ask(addresses, &all).into_iter().collect();
+        let mut unsent: HashMap<usize, io::Error> = self.ask(addresses, &all).into_iter().collect();
         // One address alone is asked for while its machine waits: its answer is told at once.
         let alone = answers.len() == 1;
         if alone && let Some(answer) = answers.first_mut() {

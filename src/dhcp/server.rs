@@ -124,7 +124,12 @@ impl DhcpServer {
         let known_by = cache.clone();
         let book = Book::new(
             options.unknown_share_percent,
-            Arc::new(move |mac| known_by.get().client_by_mac(mac).is_some_and(|c| is_registered(c))),
+            Arc::new(move |mac| {
+                known_by
+                    .get()
+                    .client_by_mac(mac)
+                    .is_some_and(|c| is_registered(c))
+            }),
         );
         let book = Arc::new(Mutex::new(book));
         let core = Arc::new(Core {

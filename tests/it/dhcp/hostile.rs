@@ -56,7 +56,11 @@ fn resident() -> u64 {
 #[test]
 fn random_macs_leave_the_rest_of_the_pool_to_registered_machines() {
     let torture = std::env::vars().any(|(key, _)| key == "DLS_TORTURE");
-    let (count, rate) = if torture { (100_000, 2_000) } else { (2_000, 400) };
+    let (count, rate) = if torture {
+        (100_000, 2_000)
+    } else {
+        (2_000, 400)
+    };
     let lan = Lan::new();
     let srv = lan.host("srv", Some("10.77.0.1/16"));
     let flood = lan.host("bad", Some("10.77.0.2/16"));
@@ -99,7 +103,9 @@ fn served_throughout(server: &Server, cli: &Host, mut attack: std::process::Chil
     });
     for n in 0..40 {
         let answer = lease(&talker, n, 1000 + u32::from(n));
-        let address = answer.unwrap_or_else(|| panic!("machine {n} got nothing")).address;
+        let address = answer
+            .unwrap_or_else(|| panic!("machine {n} got nothing"))
+            .address;
         if n % 2 == 0 {
             assert_eq!(address.octets()[3], 100 + n);
         }
