@@ -33,7 +33,7 @@ BEGIN
     IF cardinality(addresses) > 20000 THEN
         PERFORM pg_notify('dls_leases', origin || ' all');
     ELSIF cardinality(addresses) <= 400 THEN
-        PERFORM pg_notify('dls_leases', origin || ' ' || translate(array_to_string(addresses, ','), '/', ''));
+        PERFORM pg_notify('dls_leases', origin || ' ' || array_to_string(addresses, ','));
     ELSE
         PERFORM pg_notify('dls_leases', origin || ' ' || string_agg(host(a), ','))
             FROM unnest(addresses) WITH ORDINALITY AS u(a, n) GROUP BY (n - 1) / 400;

@@ -120,6 +120,9 @@ impl Shares {
         relay: Option<RelayKey>,
         now: Timestamp,
     ) -> bool {
+        if size == 0 {
+            return false;
+        }
         let allowed = self.allowed(size);
         while let Some(address) = self.run_out(range_id, now) {
             self.file(address, None);
