@@ -179,6 +179,8 @@ pub fn dhcp_decide(data: &[u8]) {
         address: book.look(
             &range,
             &Asker {
+                is_known: false,
+                relay: None,
                 mac: request.mac,
                 reserved,
                 requested: request.asked(),

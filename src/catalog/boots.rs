@@ -7,6 +7,7 @@ use sqlx::types::ipnetwork::IpNetwork;
 use sqlx::{Acquire, PgConnection};
 use uuid::Uuid;
 
+use super::boot_batch::Batch;
 use super::error::is_refusal;
 use super::rows::{inet, ipv4, parse};
 use super::{AttemptFilter, BootWrite, Catalog, CatalogError, Page};
@@ -247,6 +248,25 @@ async fn write_session(
     })
 }
 
+/// Writes a batch by few statements; `false` where something in it does not fit.
+async fn together(
+    connection: &mut PgConnection,
+    writes: &[BootWrite],
+) -> Result<bool, sqlx::Error> {
+    let Some(batch) = Batch::new(writes) else {
+        return Ok(false);
+    };
+    if !batch.write(connection).await? {
+        return Ok(false);
+    }
+    for item in &batch.others {
+        if write(connection, item).await? == Fit::Orphan {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn set_aside(item: &BootWrite, why: &str) {
     tracing::warn!(
         ?item,
@@ -381,20 +401,11 @@ impl Catalog {
     pub async fn write_boots(&self, writes: &[BootWrite]) -> Result<(), CatalogError> {
         self.again(|pool| async move {
             let mut tx = pool.begin().await?;
-            let mut refused = false;
-            for item in writes {
-                match write(&mut tx, item).await {
-                    Ok(Fit::Fits) => {}
-                    Ok(Fit::Orphan) => set_aside(item, "it refers to a row that is gone"),
-                    Err(error) if is_refusal(&error) => {
-                        refused = true;
-                        break;
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            if !refused {
-                return tx.commit().await;
+            match together(&mut tx, writes).await {
+                Ok(true) => return tx.commit().await,
+                Ok(false) => {}
+                Err(error) if is_refusal(&error) => {}
+                Err(error) => return Err(error),
             }
             // Rare, so savepoints are used only now: once more, each item by itself.
             tx.rollback().await?;
@@ -403,7 +414,10 @@ impl Catalog {
                 let mut savepoint = tx.begin().await?;
                 match write(&mut savepoint, item).await {
                     Ok(Fit::Fits) => savepoint.commit().await?,
-                    Ok(Fit::Orphan) => savepoint.rollback().await?,
+                    Ok(Fit::Orphan) => {
+                        savepoint.rollback().await?;
+                        set_aside(item, "it refers to a row that is gone");
+                    }
                     Err(error) if is_refusal(&error) => {
                         savepoint.rollback().await?;
                         set_aside(item, &error.to_string());

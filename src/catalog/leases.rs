@@ -228,7 +228,8 @@ async fn commit(
     // `written` sees the table as it was; the row's lock makes ON CONFLICT judge the newest
     // version of it. The old lease of a machine goes only where its new one was written; for
     // that moment it has two, so `leases_one_per_mac` is checked at commit. LATERAL and LIMIT
-    // make it look machine by machine, however many leases there are.
+    // make it look machine by machine, and `ctid` makes it take those rows by their place, however
+    // many leases there are: the plan is made once, often while there are none.
     let rows = sqlx::query!(
         r#"WITH input AS (
                SELECT i.*, r.network FROM unnest($1::inet[], $2::uuid[], $3::text[], $4::bytea[], $5::text[], $6::text[],
@@ -249,9 +250,9 @@ async fn commit(
                        AND NOT EXISTS (SELECT 1 FROM boot_attempts a WHERE a.mac = l.mac AND a.ended_at IS NULL))
                RETURNING address, range_id, mac
            ), removed AS (
-               DELETE FROM leases WHERE address = ANY (ARRAY(
-                   SELECT o.address FROM written w CROSS JOIN LATERAL (
-                       SELECT x.address FROM leases x WHERE x.range_id = w.range_id AND x.mac = w.mac AND x.state <> 'declined'
+               DELETE FROM leases WHERE ctid = ANY (ARRAY(
+                   SELECT o.row FROM written w CROSS JOIN LATERAL (
+                       SELECT x.ctid AS row FROM leases x WHERE x.range_id = w.range_id AND x.mac = w.mac AND x.state <> 'declined'
                            AND x.address <> w.address LIMIT 2) o))
            )
            SELECT address AS "address!", mac AS "mac!" FROM written"#,

@@ -18,6 +18,7 @@ use crate::model::{
     Replica, Timestamp, Version,
 };
 
+mod boot_batch;
 mod boots;
 mod clients;
 mod clones;

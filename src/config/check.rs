@@ -128,6 +128,10 @@ impl Config {
                 format!("{key}: must be between 1 and 86400"),
             );
         }
+        require(
+            self.dhcp.unknown_share_percent <= 100,
+            "dhcp.unknown_share_percent: must be between 0 and 100".to_owned(),
+        );
         for name in &self.dhcp.interfaces {
             require(
                 !name.is_empty() && name.len() <= 15 && !name.contains(['/', ' ']),

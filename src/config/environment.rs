@@ -39,6 +39,10 @@ impl Config {
             let names = names.split(',').map(str::trim).filter(|n| !n.is_empty());
             self.dhcp.interfaces = names.map(str::to_owned).collect();
         }
+        set.parsed(
+            "DLS_DHCP_UNKNOWN_SHARE_PERCENT",
+            &mut self.dhcp.unknown_share_percent,
+        )?;
         set.parsed("DLS_TFTP_LISTEN", &mut self.tftp.listen)?;
         set.parsed("DLS_HTTP_LISTEN", &mut self.http.listen)?;
         set.parsed("DLS_ADMIN_LISTEN", &mut self.admin.listen)?;

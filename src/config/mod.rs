@@ -97,11 +97,13 @@ impl std::fmt::Debug for DatabaseUrl {
 }
 
 /// `[dhcp]`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Dhcp {
     /// Interfaces to listen on; empty: those whose address lies in a network range.
     pub interfaces: Vec<String>,
+    /// How much of a range's pools machines may hold that nobody has registered, percent.
+    pub unknown_share_percent: u8,
 }
 
 /// `[tftp]`
@@ -320,6 +322,15 @@ impl Default for Database {
             min_connections: 2,
             max_connections: 20,
             pool_timeout_seconds: 30,
+        }
+    }
+}
+
+impl Default for Dhcp {
+    fn default() -> Self {
+        Self {
+            interfaces: Vec::new(),
+            unknown_share_percent: 90,
         }
     }
 }

@@ -10,7 +10,9 @@ use super::commit::{Operation, Verdict};
 use super::decide::{Boot, BootRefusal, Destination, NakReason, Port, Reply, ReplyKind, Shape};
 use super::facts::{Case, speaker};
 use super::flow::{Core, OFFER_SECONDS};
+use super::link::{Answer, Link, Sent};
 use super::metrics::Dropped;
+use super::pool::relay_key;
 use super::wire::{self, Frame, RequestKind};
 use crate::boot::session::{Context, Evidence, Observation};
 use crate::boot::token::boot_url;
@@ -31,6 +33,29 @@ pub(super) struct Leased {
     pub(super) until: Option<Timestamp>,
 }
 
+/// While it lives, the answers of a link are laid together; they leave when it is dropped.
+pub(super) struct Corked<'a> {
+    core: &'a Core,
+    link: Arc<Link>,
+}
+
+impl<'a> Corked<'a> {
+    pub(super) fn new(core: &'a Core, link: &Arc<Link>) -> Self {
+        link.cork();
+        Self {
+            core,
+            link: link.clone(),
+        }
+    }
+}
+
+impl Drop for Corked<'_> {
+    fn drop(&mut self) {
+        let sent = self.link.uncork();
+        self.core.tell(&self.link, sent);
+    }
+}
+
 impl Core {
     pub(super) fn reply(&self, case: Case, snapshot: &Arc<Snapshot>, reply: Reply, now: Timestamp) {
         let granted = match (reply.shape, reply.your_ip, &case.range) {
@@ -43,7 +68,11 @@ impl Core {
         };
         let mac = case.request.mac;
         let until = now + TimeDelta::seconds(OFFER_SECONDS);
-        if !self.book().hold(range_id, mac, address, until) {
+        let relay = relay_key(case.request.relay_information.as_deref());
+        let held = self
+            .book()
+            .hold_behind(relay, range_id, mac, address, until);
+        if !held {
             // Between the look and now another interface's packet has taken it.
             self.drop_case(&case, Dropped::Contended);
             return;
@@ -79,8 +108,22 @@ impl Core {
         }
     }
 
+    /// The committer's word on a batch of leases.
+    pub(super) fn all_settled(&self, verdicts: Vec<(Box<Ticket>, Verdict)>) {
+        let mut corked: Vec<Corked<'_>> = Vec::new();
+        for (ticket, _) in &verdicts {
+            let link = &ticket.case.link;
+            if !corked.iter().any(|other| Arc::ptr_eq(&other.link, link)) {
+                corked.push(Corked::new(self, link));
+            }
+        }
+        for (ticket, verdict) in verdicts {
+            self.settled(*ticket, verdict);
+        }
+    }
+
     /// The committer's word on a lease.
-    pub(super) fn settled(&self, ticket: Ticket, verdict: Verdict) {
+    fn settled(&self, ticket: Ticket, verdict: Verdict) {
         let Ticket { case, reply } = ticket;
         let mac = case.request.mac;
         let (now, snapshot) = (self.clock.now(), self.cache.get());
@@ -190,28 +233,39 @@ impl Core {
             loader_base_url: &format!("http://{}:{}/loader/", case.server_ip, self.http_port),
         };
         let bytes = wire::encode(request, &reply, &frame);
-        let sent = case.link.send(
-            case.port,
-            case.server_ip,
-            case.from,
-            request.mac,
-            reply.to,
-            &bytes,
-        );
-        match sent {
-            Ok(()) => {
-                self.metrics.replied(reply.kind, reply.shape);
-                tracing::debug!(
-                    interface = case.link.name, client.mac = %request.mac, kind = ?reply.kind,
-                    address = ?reply.your_ip, boot = ?reply.boot, to = ?reply.to, "answered"
-                );
-            }
-            Err(error) => {
-                self.metrics.dropped(Dropped::SendFailed);
-                tracing::warn!(
-                    interface = case.link.name, client.mac = %request.mac, to = ?reply.to, %error,
-                    "an answer could not be sent"
-                );
+        let answer = Answer {
+            mac: request.mac,
+            to: reply.to,
+            kind: reply.kind,
+            shape: reply.shape,
+            address: reply.your_ip,
+        };
+        tracing::debug!(client.mac = %request.mac, boot = ?reply.boot, "answer made");
+        let sent = case
+            .link
+            .send(case.port, case.server_ip, case.from, answer, bytes);
+        self.tell(&case.link, sent);
+    }
+
+    /// Counts and logs what became of answers.
+    fn tell(&self, link: &Link, sent: Vec<Sent>) {
+        for Sent { answer, error } in sent {
+            let Answer { mac, to, kind, .. } = answer;
+            match error {
+                None => {
+                    self.metrics.replied(kind, answer.shape);
+                    tracing::debug!(
+                        interface = link.name, client.mac = %mac, ?kind,
+                        address = ?answer.address, ?to, "answered"
+                    );
+                }
+                Some(error) => {
+                    self.metrics.dropped(Dropped::SendFailed);
+                    tracing::warn!(
+                        interface = link.name, client.mac = %mac, ?to, %error,
+                        "an answer could not be sent"
+                    );
+                }
             }
         }
     }

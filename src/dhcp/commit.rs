@@ -1,7 +1,8 @@
 //! The lease committer: an ACK leaves only when its lease is durable.
 //!
-//! Leases are gathered for a millisecond or until there are [`BATCH`], and stored in one
-//! transaction; up to [`LANES`] transactions are under way at once. Order holds per machine
+//! Leases are gathered for a millisecond, or not at all where [`ENOUGH`] wait already, and
+//! stored in one transaction. A transaction costs as much as some tens of leases: a second one
+//! begins beside the first only when [`MANY`] wait. Order holds per machine
 //! and per address: an operation waits while an earlier one on the same MAC or address is
 //! not done. Releases, declines and re-reads of what other servers wrote go the same way, so
 //! that the address book never takes an older row for a newer one.
@@ -42,6 +43,12 @@ const BATCH: usize = 512;
 /// Transactions under way at once: while one waits for the disk the next one is filled. More
 /// would make them smaller, not faster.
 const LANES: usize = 2;
+
+/// Operations that make a batch worth its transaction: nothing more is waited for.
+const ENOUGH: usize = 16;
+
+/// Operations that make a second transaction worth its while.
+const MANY: usize = 64;
 
 /// How long the first lease of a batch waits for company.
 const GATHER: Duration = Duration::from_millis(1);
@@ -88,8 +95,8 @@ pub(super) enum Verdict {
     NotStored,
 }
 
-/// Who hears the verdicts.
-pub(super) type Report<T> = Arc<dyn Fn(T, Verdict) + Send + Sync>;
+/// Who hears the verdicts of a batch.
+pub(super) type Report<T> = Arc<dyn Fn(Vec<(T, Verdict)>) + Send + Sync>;
 
 /// The committer; cheap to clone into its tasks.
 pub(super) struct Committer<T> {
@@ -153,6 +160,10 @@ impl<T: Send + 'static> Committer<T> {
             async move { payer.pay_until(paying).await }
         });
         let mut standing = self.catalog.watch_standing();
+        // What has begun, in all and at the last look: one that takes long holds up nobody else.
+        let (mut begun, mut seen, mut stuck) = (0_u64, 0, false);
+        let mut watch = tokio::time::interval(HEDGE);
+        watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut look = tokio::time::interval(PAY_AGAIN);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while open || !running.is_empty() || !line.waiting.is_empty() {
@@ -160,8 +171,10 @@ impl<T: Send + 'static> Committer<T> {
             tokio::select! {
                 count = operations.recv_many(&mut taken, BATCH), if open && room => {
                     open = count > 0;
-                    if open && count < BATCH {
+                    if open && count < ENOUGH {
                         tokio::time::sleep(GATHER).await;
+                    }
+                    if open {
                         while taken.len() < BATCH && let Ok(more) = operations.try_recv() {
                             taken.push(more);
                         }
@@ -179,6 +192,10 @@ impl<T: Send + 'static> Committer<T> {
                     }
                 }
                 _ = look.tick(), if uncertain && open => {}
+                _ = watch.tick(), if !running.is_empty() => {
+                    stuck = begun == seen;
+                    seen = begun;
+                }
                 Ok(()) = standing.changed(), if uncertain && open => {}
                 () = cancel.cancelled(), if open => {
                     operations.close();
@@ -192,10 +209,14 @@ impl<T: Send + 'static> Committer<T> {
                 uncertain = false;
                 line.waiting.push_back(Operation::RereadAll);
             }
-            while running.len() < LANES {
+            while running.is_empty()
+                || (running.len() < LANES && (stuck || line.waiting.len() >= MANY))
+            {
                 let Some(job) = line.next(running.is_empty()) else {
                     break;
                 };
+                begun += 1;
+                stuck = false;
                 let committer = self.clone();
                 running.spawn(async move { committer.work(job).await });
             }
@@ -239,9 +260,7 @@ impl<T: Send + 'static> Committer<T> {
             // They may be given away by others: only the database can tell.
             false => self.store_rows(&leases).await,
         };
-        for (ticket, verdict) in tickets.into_iter().zip(verdicts) {
-            (self.report)(ticket, verdict);
-        }
+        (self.report)(tickets.into_iter().zip(verdicts).collect());
         health
     }
 

@@ -10,7 +10,7 @@ use ipnetwork::Ipv4Network;
 use super::decide::{AddressFacts, Arrival, BootFacts, Candidate, Facts, Loader, Port, Unknown};
 use super::flow::Core;
 use super::link::Link;
-use super::pool::Asker;
+use super::pool::{Asker, relay_key};
 use super::wire::{Request, RequestKind, Vendor};
 use crate::boot::session::Speaker;
 use crate::cache::Snapshot;
@@ -185,6 +185,8 @@ impl Core {
         let is_live = |mac: MacAddr| self.tracker.is_live(mac);
         let asker = Asker {
             mac: request.mac,
+            is_known: case.client.as_deref().is_some_and(is_registered),
+            relay: relay_key(request.relay_information.as_deref()),
             reserved: case
                 .client
                 .as_ref()
@@ -228,6 +230,12 @@ impl Core {
                     .is_some_and(|attempt| attempt.loader_delivered),
         }
     }
+}
+
+/// A person knows of it: the server puts unknown machines on the list by itself, and whoever
+/// invents MACs must gain nothing by that.
+pub(super) fn is_registered(client: &Client) -> bool {
+    !client.auto_registered
 }
 
 /// Reserved for a client, or an address of this server: no pool hands it out.

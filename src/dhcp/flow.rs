@@ -3,7 +3,8 @@
 //! All of it is synchronous and in memory; what must wait (the database, ARP) is handed to
 //! the committer or to a task, and comes back here. Policy belongs to `decide`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::io;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,6 +40,9 @@ use crate::model::{Arch, Lease, LeaseState, MacAddr, RangeMode, Timestamp};
 /// How long an offer is held for its machine: longer than a ROM takes to come back.
 pub(super) const OFFER_SECONDS: i64 = 60;
 
+/// Between two warnings about the same thing.
+const TELL_AGAIN: TimeDelta = TimeDelta::minutes(1);
+
 /// The MAC in a row about an address whose user is better not named.
 const NOBODY: MacAddr = MacAddr([0; 6]);
 
@@ -70,6 +74,9 @@ pub(super) struct Core {
     pub(super) tasks: TaskTracker,
     pub(super) gates: Mutex<Gates>,
     pub(super) strangers: Mutex<Strangers>,
+    /// Of which range, and when last, it was said that strangers have used up their share.
+    /// Of which range, and when last, it was said that strangers have used up their share.
+    pub(super) share_told: Mutex<HashMap<Uuid, Timestamp>>,
 }
 
 /// Machines whose packets must wait.
@@ -239,7 +246,13 @@ impl Core {
                     self.refuse(case, snapshot, &refusal, now);
                 }
             }
-            Silence::PoolExhausted | Silence::UnknownClient | Silence::DeclineFlood => {
+            Silence::PoolExhausted
+            | Silence::UnknownClient
+            | Silence::UnknownShare
+            | Silence::DeclineFlood => {
+                if silence == Silence::UnknownShare {
+                    self.tell_share(case, now);
+                }
                 if silence == Silence::PoolExhausted {
                     tracing::warn!(
                         client.mac = %mac,
@@ -251,6 +264,9 @@ impl Core {
                     let sentence = match silence {
                         Silence::PoolExhausted => "every address of the network's pools is taken",
                         Silence::UnknownClient => "this network serves registered machines only",
+                        Silence::UnknownShare => {
+                            "machines that nobody has registered have used up their share of the network's pools"
+                        }
                         _ => "the machine has refused too many addresses",
                     };
                     let refused = Evidence::Refused {
@@ -271,6 +287,25 @@ impl Core {
         }
     }
 
+    /// Says once in a while, not once a packet, that strangers are refused.
+    fn tell_share(&self, case: &Case, now: Timestamp) {
+        let Some(range) = &case.range else {
+            return;
+        };
+        let mut told = lock(&self.share_told);
+        if told
+            .get(&range.id)
+            .is_some_and(|at| *at <= now && now - *at < TELL_AGAIN)
+        {
+            return;
+        }
+        told.insert(range.id, now);
+        tracing::warn!(
+            client.mac = %case.request.mac, range = range.name,
+            "machines that nobody has registered have used up their share of the range's pools; they are refused, registered ones are served"
+        );
+    }
+
     /// Asks by ARP in a task of its own, then considers the packet again.
     fn park(self: &Arc<Self>, mut case: Case, address: Ipv4Addr, now: Timestamp) {
         let mac = case.request.mac;
@@ -287,6 +322,7 @@ impl Core {
             gates.parked.insert(mac);
         }
         case.probes_left -= 1;
+        case.link.stock_is_low.notify_one();
         // Nobody else is offered it meanwhile.
         let until = now + TimeDelta::seconds(OFFER_SECONDS);
         self.book().hold(range, mac, address, until);
@@ -309,6 +345,28 @@ impl Core {
         machine: Option<MacAddr>,
     ) {
         let found = link.prober.probe(address).await;
+        self.take_note(link, address, range, machine, found);
+    }
+
+    /// Asks for some addresses that nobody waits for yet.
+    pub(super) async fn probe_ahead(&self, link: &Link, addresses: &[Ipv4Addr], range: Uuid) {
+        if addresses.is_empty() {
+            return;
+        }
+        let found = link.prober.probe_all(addresses).await;
+        for (address, found) in addresses.iter().zip(found) {
+            self.take_note(link, *address, range, None, found);
+        }
+    }
+
+    fn take_note(
+        &self,
+        link: &Link,
+        address: Ipv4Addr,
+        range: Uuid,
+        machine: Option<MacAddr>,
+        found: io::Result<Probed>,
+    ) {
         let now = self.clock.now();
         match found {
             Ok(Probed::InUse(station)) if Some(station) != machine => {

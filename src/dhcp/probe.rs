@@ -6,11 +6,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use tokio::sync::broadcast;
+use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
 
+use super::batch::{Datagram, send_many};
 use super::frame::Arp;
 use super::raw::{PacketSocket, Traffic};
 use crate::model::MacAddr;
@@ -29,6 +31,39 @@ pub(super) enum Probed {
     Free,
     /// This station did.
     InUse(MacAddr),
+}
+
+/// What was heard of one address.
+#[derive(Debug)]
+struct Answer {
+    from: Option<MacAddr>,
+    stations: broadcast::Receiver<MacAddr>,
+}
+
+impl Answer {
+    /// Waits for a station that answers.
+    async fn peek(&mut self) {
+        self.from = loop {
+            match self.stations.recv().await {
+                Ok(station) => break Some(station),
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => break None,
+            }
+        };
+    }
+
+    /// The station that has answered by now.
+    fn heard(&mut self) -> Option<MacAddr> {
+        while self.from.is_none() {
+            match self.stations.try_recv() {
+                Ok(station) => self.from = Some(station),
+                // Several stations have answered; the last one's answer is left.
+                Err(TryRecvError::Lagged(_)) => {}
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            }
+        }
+        self.from
+    }
 }
 
 /// The ARP side of one interface.
@@ -52,40 +87,96 @@ impl Prober {
         })
     }
 
-    /// Asks for an address. Several askers of one address share an answer.
+    /// Asks for an address; see [`Prober::probe_all`].
     ///
     /// # Errors
     /// When the question can't be sent.
     pub(super) async fn probe(&self, address: Ipv4Addr) -> io::Result<Probed> {
-        let mut answer = {
-            let mut waiting = self.lock();
-            waiting
-                .entry(address)
-                .or_insert_with(|| broadcast::channel(1).0)
-                .subscribe()
-        };
-        let question = Arp::probe(self.our_mac, address).encode();
-        let asked = async {
-            self.socket.send(None, &question)?;
+        let mut found = self.probe_all(&[address]).await;
+        found.pop().unwrap_or(Ok(Probed::Free))
+    }
+
+    /// Asks for addresses, all in the time that one takes, and tells of each in order what
+    /// was found, or that the question could not be sent. Several askers of one address share
+    /// an answer.
+    pub(super) async fn probe_all(&self, addresses: &[Ipv4Addr]) -> Vec<io::Result<Probed>> {
+        let mut answers = self.await_answers(addresses);
+        let all: Vec<usize> = (0..addresses.len()).collect();
+        let mut unsent: HashMap<usize, io::Error> = self.ask(addresses, &all).into_iter().collect();
+        // One address alone is asked for while its machine waits: its answer is told at once.
+        let alone = answers.len() == 1;
+        if alone && let Some(answer) = answers.first_mut() {
+            let _ = tokio::time::timeout(AGAIN, answer.peek()).await;
+        } else {
             tokio::time::sleep(AGAIN).await;
-            self.socket.send(None, &question)?;
-            tokio::time::sleep(PATIENCE.saturating_sub(AGAIN)).await;
-            Ok(Probed::Free)
-        };
-        let found = tokio::select! {
-            biased;
-            Ok(station) = answer.recv() => Ok(Probed::InUse(station)),
-            silent = asked => silent,
-        };
-        drop(answer);
+        }
+        let silent: Vec<usize> = (answers.iter_mut().enumerate())
+            .filter_map(|(n, answer)| answer.heard().is_none().then_some(n))
+            .filter(|n| !unsent.contains_key(n))
+            .collect();
+        if !silent.is_empty() {
+            unsent.extend(self.ask(addresses, &silent));
+            let rest = PATIENCE.saturating_sub(AGAIN);
+            match answers.first_mut() {
+                Some(answer) if alone => {
+                    let _ = tokio::time::timeout(rest, answer.peek()).await;
+                }
+                _ => tokio::time::sleep(rest).await,
+            }
+        }
+        let found = (answers.iter_mut().enumerate())
+            .map(|(n, answer)| match (answer.heard(), unsent.remove(&n)) {
+                (Some(station), _) => Ok(Probed::InUse(station)),
+                (None, Some(error)) => Err(error),
+                (None, None) => Ok(Probed::Free),
+            })
+            .collect();
+        drop(answers);
         let mut waiting = self.lock();
-        if waiting
-            .get(&address)
-            .is_some_and(|sender| sender.receiver_count() == 0)
-        {
-            waiting.remove(&address);
+        for address in addresses {
+            if waiting
+                .get(address)
+                .is_some_and(|sender| sender.receiver_count() == 0)
+            {
+                waiting.remove(address);
+            }
         }
         found
+    }
+
+    fn await_answers(&self, addresses: &[Ipv4Addr]) -> Vec<Answer> {
+        let mut waiting = self.lock();
+        addresses
+            .iter()
+            .map(|address| Answer {
+                from: None,
+                stations: waiting
+                    .entry(*address)
+                    .or_insert_with(|| broadcast::channel(1).0)
+                    .subscribe(),
+            })
+            .collect()
+    }
+
+    /// Sends the questions for some of the addresses; returns those that could not be sent.
+    fn ask(&self, addresses: &[Ipv4Addr], which: &[usize]) -> Vec<(usize, io::Error)> {
+        let everybody = self.socket.address_of(MacAddr([0xff; 6]));
+        let (positions, questions): (Vec<usize>, Vec<[u8; 28]>) = which
+            .iter()
+            .filter_map(|n| Some((*n, Arp::probe(self.our_mac, *addresses.get(*n)?).encode())))
+            .unzip();
+        let datagrams: Vec<Datagram<'_>> = questions
+            .iter()
+            .map(|question| Datagram {
+                to: &everybody,
+                from: None,
+                payload: question,
+            })
+            .collect();
+        send_many(self.socket.as_fd(), &datagrams)
+            .into_iter()
+            .filter_map(|(n, error)| Some((*positions.get(n)?, error)))
+            .collect()
     }
 
     /// Hears ARP until the interface is gone; returns that error.

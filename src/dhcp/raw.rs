@@ -1,7 +1,7 @@
 //! `AF_PACKET` sockets: frames to machines that have no address yet, and ARP.
 //!
-//! The one place of the DHCP server with `unsafe`: a link-layer address (`sockaddr_ll`) has
-//! no safe constructor in our libraries. Nothing else belongs here; bytes are made and read
+//! `unsafe`, because a link-layer address (`sockaddr_ll`) has no safe constructor in our
+//! libraries. Nothing else belongs here; bytes are made and read
 //! in `frame`.
 
 use std::io;
@@ -82,18 +82,9 @@ impl PacketSocket {
         })
     }
 
-    /// Sends at once to a station, or to all (`None`); never waits.
-    ///
-    /// # Errors
-    /// The kernel's, `WouldBlock` among them.
-    pub(super) fn send(&self, to: Option<MacAddr>, packet: &[u8]) -> io::Result<()> {
-        let to = to.unwrap_or(MacAddr([0xff; 6]));
-        let address = link_address(self.index, self.ether_type, Some(to));
-        self.socket
-            .get_ref()
-            .0
-            .send_to(packet, &address)
-            .map(|_| ())
+    /// Where a frame to this station goes, for `batch`.
+    pub(super) fn address_of(&self, station: MacAddr) -> SockAddr {
+        link_address(self.index, self.ether_type, Some(station))
     }
 
     /// Waits for a packet and gives its bytes, cut to 2,048.
@@ -110,6 +101,12 @@ impl PacketSocket {
                 return Ok(initialised(&buffer, length));
             }
         }
+    }
+}
+
+impl AsFd for PacketSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.get_ref().as_fd()
     }
 }
 

@@ -20,10 +20,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::answer::Ticket;
-use super::commit::{Committer, Operation};
+use super::answer::{Corked, Ticket};
+use super::commit::{Committer, Operation, Verdict};
 use super::decide::Port;
-use super::facts::keep_out;
+use super::facts::{is_registered, keep_out};
 pub use super::flow::LoaderLookup;
 use super::flow::{Core, Gates};
 use super::foreign::Strangers;
@@ -34,10 +34,11 @@ use super::ledger::Ledger;
 use super::link::Link;
 pub use super::link::{BindError, Ports};
 pub use super::metrics::DhcpMetrics;
-use super::pool::{Book, PROBED_FOR};
+use super::pool::{Book, Stock};
 use super::probe::Probed;
 use super::registrar::Registrar;
 pub use super::registrar::UnknownClients;
+use super::socket::Intake;
 use super::wire::{self, Packet};
 use crate::boot::disks::Disks;
 use crate::boot::session::{Context, Evidence, Observation};
@@ -51,12 +52,8 @@ use crate::model::{AttemptOutcome, Client, Lease, RangeMode, Stage};
 /// Operations on leases that may wait for the database.
 const QUEUE: usize = 16_384;
 
-/// Free addresses that are probed ahead in one go, so that first offers are instant.
-const STOCK: usize = 32;
-
-/// How many of them in the time that a probe is believed: a large pool is not asked for
-/// whole, for every question is a broadcast.
-const STOCK_IN_ALL: usize = 512;
+/// Packets that are taken in together: few enough that the first one's answer is not late.
+const INTAKE: usize = 32;
 
 /// How often interfaces are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -93,6 +90,8 @@ pub struct DhcpOptions {
     pub http_port: u16,
     /// What is done with boot requests of unknown machines.
     pub unknown_clients: UnknownClients,
+    /// How much of a range's pools machines may hold that nobody has registered, percent.
+    pub unknown_share_percent: u8,
     /// Image of clients that have none assigned.
     pub default_image: Option<String>,
     /// This server, in the rows that it writes.
@@ -135,7 +134,17 @@ impl DhcpServer {
         } = handles;
         let (operations, receiver) = mpsc::channel(QUEUE);
         let (registrar, newcomers) = Registrar::new(options.unknown_clients, clock.now());
-        let book: Arc<Mutex<Book>> = Arc::default();
+        let known_by = cache.clone();
+        let book = Book::new(
+            options.unknown_share_percent,
+            Arc::new(move |mac| {
+                known_by
+                    .get()
+                    .client_by_mac(mac)
+                    .is_some_and(|c| is_registered(c))
+            }),
+        );
+        let book = Arc::new(Mutex::new(book));
         let core = Arc::new(Core {
             cache,
             tracker,
@@ -154,10 +163,11 @@ impl DhcpServer {
             tasks: TaskTracker::new(),
             gates: Mutex::new(Gates::default()),
             strangers: Mutex::new(Strangers::default()),
+            share_told: Mutex::default(),
         });
         let report = {
             let core = core.clone();
-            Arc::new(move |ticket: Box<Ticket>, verdict| core.settled(*ticket, verdict))
+            Arc::new(move |verdicts: Vec<(Box<Ticket>, Verdict)>| core.all_settled(verdicts))
         };
         let committer = Committer {
             catalog,
@@ -385,17 +395,18 @@ impl Following {
     }
 }
 
-/// Receives on one port of one interface.
+/// Receives on one port of one interface, and answers at once what needs no wait.
 async fn receive(core: Arc<Core>, link: Arc<Link>, port: Port) {
-    let mut buffer = vec![0_u8; 9216];
+    let mut intake = Intake::new(INTAKE);
     loop {
         let received = tokio::select! {
             () = link.cancel.cancelled() => return,
-            received = link.receive(port, &mut buffer) => received,
+            received = link.receive(port, &mut intake) => received,
         };
         match received {
-            Ok(received) => {
-                if let Some(bytes) = buffer.get(..received.length) {
+            Ok(()) => {
+                let _together = Corked::new(&core, &link);
+                for (received, bytes) in intake.datagrams() {
                     core.take(&link, port, received, bytes);
                 }
             }
@@ -487,36 +498,42 @@ async fn ask_the_given_up(core: Arc<Core>, link: Arc<Link>) {
     }
 }
 
-/// Probes some free addresses ahead of need.
+/// Probes free addresses ahead of need: few at a time while nobody comes, for every question is
+/// a broadcast, and as many as are taken while many come.
 async fn keep_stock(core: Arc<Core>, link: Arc<Link>) {
-    let mut begun = core.clock.now();
-    let mut asked = 0;
+    let mut stocks: HashMap<Uuid, Stock> = HashMap::new();
     loop {
         let snapshot = core.cache.get();
         let ours = core.ours.load_full();
         let now = core.clock.now();
-        if now - begun >= PROBED_FOR {
-            (begun, asked) = (now, 0);
-        }
+        let mut hurry = false;
         let mut probes = JoinSet::new();
         for address in link.addresses().iter() {
             let Some(range) = snapshot.range_of(address.ip()) else {
                 continue;
             };
-            if range.mode != RangeMode::Full || asked >= STOCK_IN_ALL {
+            if range.mode != RangeMode::Full {
                 continue;
             }
+            let stock = stocks.entry(range.id).or_default();
             let reserved = |address| keep_out(&snapshot, &ours, address);
-            let next = core.book().to_probe(range, &reserved, STOCK, now);
-            asked += next.len();
-            for address in next {
-                let (core, link, range) = (core.clone(), link.clone(), range.id);
-                probes.spawn(async move { core.probe(&link, address, range, None).await });
-            }
+            let next = {
+                let mut book = core.book();
+                let wanted = stock.wanted(book.stock(range));
+                let next = book.to_probe(range, &reserved, wanted, now);
+                stock.asked(wanted, next.len());
+                next
+            };
+            hurry |= stock.is_sought();
+            let (core, link, range) = (core.clone(), link.clone(), range.id);
+            probes.spawn(async move { core.probe_ahead(&link, &next, range).await });
         }
         let done = async {
             while probes.join_next().await.is_some() {}
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(LOOK / 10).await;
+            if !hurry {
+                let _ = tokio::time::timeout(LOOK, link.stock_is_low.notified()).await;
+            }
         };
         tokio::select! {
             () = link.cancel.cancelled() => return,

@@ -1,13 +1,12 @@
-//! UDP sockets bound to one interface, that tell and choose the local address of each packet
-//! (`IP_PKTINFO`). No DHCP here.
+//! UDP sockets bound to one interface, that tell the local address which each packet reached
+//! (`IP_PKTINFO`; `batch` sends by them). No DHCP here.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt,
-    sockopt,
+    ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, setsockopt, sockopt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
@@ -31,7 +30,6 @@ pub(super) struct Received {
 #[derive(Debug)]
 pub(super) struct DeviceSocket {
     socket: UdpSocket,
-    index: u32,
 }
 
 impl DeviceSocket {
@@ -41,7 +39,7 @@ impl DeviceSocket {
     ///
     /// # Errors
     /// The kernel's: `AddrInUse` where another program has the port.
-    pub(super) fn bind(device: &str, index: u32, port: u16) -> io::Result<Self> {
+    pub(super) fn bind(device: &str, port: u16) -> io::Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
         socket.set_nonblocking(true)?;
         socket.set_broadcast(true)?;
@@ -57,64 +55,82 @@ impl DeviceSocket {
         socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into())?;
         Ok(Self {
             socket: UdpSocket::from_std(socket.into())?,
-            index,
         })
     }
 
-    /// Waits for a datagram.
+    /// Waits for datagrams and takes those that are there, as many as the intake holds, in
+    /// one system call.
     ///
     /// # Errors
     /// The kernel's, as when the interface is gone.
-    pub(super) async fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
+    pub(super) async fn receive(&self, intake: &mut Intake) -> io::Result<()> {
         // Readiness lasts until a try finds nothing: under load no wait costs a system call.
         self.socket
-            .async_io(Interest::READABLE, || self.receive_now(buffer))
+            .async_io(Interest::READABLE, || self.receive_now(intake))
             .await
     }
 
-    fn receive_now(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        let mut space = nix::cmsg_space!(libc::in_pktinfo);
-        let mut parts = [IoSliceMut::new(buffer)];
-        let message = recvmsg::<SockaddrIn>(
+    fn receive_now(&self, intake: &mut Intake) -> io::Result<()> {
+        intake.received.clear();
+        let space = nix::cmsg_space!(libc::in_pktinfo);
+        // Made anew for each call: the kernel shortens the lengths in it.
+        let mut headers = MultiHeaders::preallocate(intake.buffers.len(), Some(space));
+        let mut parts: Vec<[IoSliceMut<'_>; 1]> = intake
+            .buffers
+            .iter_mut()
+            .map(|buffer| [IoSliceMut::new(buffer)])
+            .collect();
+        let messages = recvmmsg::<_, SockaddrIn, _>(
             self.socket.as_raw_fd(),
+            &mut headers,
             &mut parts,
-            Some(&mut space),
             MsgFlags::empty(),
+            None,
         )?;
-        let to = message.cmsgs()?.find_map(|control| match control {
-            ControlMessageOwned::Ipv4PacketInfo(info) => {
-                Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)))
-            }
-            _ => None,
-        });
-        Ok(Received {
-            length: message.bytes,
-            from: message
-                .address
-                .map_or(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), Into::into),
-            to: to.unwrap_or(Ipv4Addr::BROADCAST),
-        })
+        for message in messages {
+            let to = message.cmsgs()?.find_map(|control| match control {
+                ControlMessageOwned::Ipv4PacketInfo(info) => {
+                    Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)))
+                }
+                _ => None,
+            });
+            intake.received.push(Received {
+                length: message.bytes,
+                from: message
+                    .address
+                    .map_or(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), Into::into),
+                to: to.unwrap_or(Ipv4Addr::BROADCAST),
+            });
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for DeviceSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Datagrams that came in together.
+#[derive(Debug)]
+pub(super) struct Intake {
+    buffers: Vec<Vec<u8>>,
+    received: Vec<Received>,
+}
+
+impl Intake {
+    /// Room for this many datagrams of up to 9,216 bytes.
+    pub(super) fn new(most: usize) -> Self {
+        Self {
+            buffers: vec![vec![0; 9216]; most.max(1)],
+            received: Vec::with_capacity(most),
+        }
     }
 
-    /// Sends at once, from this address of ours and by this interface; never waits.
-    ///
-    /// # Errors
-    /// The kernel's, `WouldBlock` among them.
-    pub(super) fn send(&self, from: Ipv4Addr, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
-        let info = libc::in_pktinfo {
-            ipi_ifindex: libc::c_int::try_from(self.index).unwrap_or_default(),
-            ipi_spec_dst: libc::in_addr {
-                s_addr: u32::from(from).to_be(),
-            },
-            ipi_addr: libc::in_addr { s_addr: 0 },
-        };
-        sendmsg(
-            self.socket.as_raw_fd(),
-            &[IoSlice::new(payload)],
-            &[ControlMessage::Ipv4PacketInfo(&info)],
-            MsgFlags::empty(),
-            Some(&SockaddrIn::from(to)),
-        )?;
-        Ok(())
+    /// What the last call brought, in order.
+    pub(super) fn datagrams(&self) -> impl Iterator<Item = (Received, &[u8])> {
+        (self.received.iter().zip(&self.buffers))
+            .filter_map(|(received, buffer)| Some((*received, buffer.get(..received.length)?)))
     }
 }

@@ -34,6 +34,8 @@ pub(super) fn decide(
 /// Section 4.3.1.
 fn discover(request: &Request, facts: &Facts<'_>, range: &NetworkRange) -> Decision {
     match facts.address.candidate {
+        // Before anything is asked by ARP for it.
+        _ if facts.address.over_share => Decision::Silent(Silence::UnknownShare),
         Candidate::Ready(address) => lease(request, facts, range, ReplyKind::Offer, address),
         Candidate::Unprobed(address) => Decision::Probe(address),
         Candidate::None => Decision::Silent(Silence::PoolExhausted),
@@ -153,7 +155,7 @@ fn claim(facts: &AddressFacts) -> Option<Ipv4Addr> {
     facts.reserved.or(leased).or(facts.offered)
 }
 
-/// An OFFER or an ACK of an address.
+/// An OFFER or an ACK of an address, where the machine may have one more.
 fn lease(
     request: &Request,
     facts: &Facts<'_>,
@@ -161,6 +163,9 @@ fn lease(
     kind: ReplyKind,
     address: Ipv4Addr,
 ) -> Decision {
+    if facts.address.over_share {
+        return Decision::Silent(Silence::UnknownShare);
+    }
     let (boot, refusal) = boot_part(request, facts);
     Decision::Reply(Box::new(Reply {
         kind,

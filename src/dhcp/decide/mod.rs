@@ -80,6 +80,9 @@ pub struct AddressFacts {
     pub requested: Standing,
     /// Addresses that this MAC keeps out by DECLINE at the moment.
     pub declines: u32,
+    /// Nobody has registered it, it has no address, and the share of the pools that is for
+    /// such machines is used up.
+    pub over_share: bool,
 }
 
 /// An address to offer.
@@ -315,6 +318,9 @@ crate::model::words! {
         OtherServer = "other_server",
         /// Every address is taken.
         PoolExhausted = "pool_exhausted",
+        /// Nobody has registered the machine, and the share of the pool that is for such
+        /// machines is used up, in the range or behind its relay.
+        UnknownShare = "unknown_share",
         /// We have no record of the address it remembers: not ours to judge.
         NoRecord = "no_record",
         /// RELEASE or DECLINE of what it does not hold.

@@ -19,6 +19,16 @@ impl Bits {
         }
     }
 
+    /// The empty set, with room for the numbers below `size`.
+    pub(super) fn empty(size: usize) -> Self {
+        let words = vec![0; size.div_ceil(64)];
+        Self {
+            summary: vec![0; words.len().div_ceil(64)],
+            words,
+            count: 0,
+        }
+    }
+
     /// How many numbers are in.
     pub(super) fn len(&self) -> usize {
         self.count

@@ -50,6 +50,8 @@ pub(super) struct Index {
     spans: Vec<Span>,
     size: usize,
     free: Bits,
+    /// Of the free ones, those that nobody answered an ARP probe for lately.
+    ready: Bits,
     released: BTreeSet<(Timestamp, u32)>,
     ending: BTreeSet<(Timestamp, u32)>,
     held: usize,
@@ -75,6 +77,7 @@ impl Index {
             spans,
             size,
             free: Bits::full(size),
+            ready: Bits::empty(size),
             released: BTreeSet::new(),
             ending: BTreeSet::new(),
             held: 0,
@@ -113,6 +116,7 @@ impl Index {
         let Some(position) = self.position(address) else {
             return;
         };
+        self.ready.remove(position);
         let number = u32::from(address);
         match self.filed.remove(&number) {
             None | Some(Place::Free) => self.free.remove(position),
@@ -141,6 +145,31 @@ impl Index {
         let size = u64::try_from(self.size).ok().filter(|s| *s > 0)?;
         let position = usize::try_from(hash(mac) % size).ok()?;
         self.address(self.free.next(position)?)
+    }
+
+    /// Takes note whether a free address may be given away without asking for it by ARP.
+    pub(super) fn set_ready(&mut self, address: Ipv4Addr, ready: bool) {
+        let Some(position) = self.position(address) else {
+            return;
+        };
+        if ready && !self.filed.contains_key(&u32::from(address)) {
+            self.ready.insert(position);
+        } else {
+            self.ready.remove(position);
+        }
+    }
+
+    /// How many free addresses may be given away at once.
+    pub(super) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Of the free addresses that may be given away at once the one that is next to a
+    /// machine's own.
+    pub(super) fn ready_guess(&self, mac: MacAddr) -> Option<Ipv4Addr> {
+        let size = u64::try_from(self.size).ok().filter(|s| *s > 0)?;
+        let position = usize::try_from(hash(mac) % size).ok()?;
+        self.address(self.ready.next(position)?)
     }
 
     /// The address that was given back longest ago.

@@ -1,16 +1,18 @@
 //! The address book: who has which address, in memory. Pure: time and liveness are told.
 //!
 //! `index` files the addresses of one range so that the next free one is found at once;
-//! [`Book`] knows the machines, leases, offers and probes. It proposes, [`super::decide`]
+//! `share` counts what machines have that nobody has registered; [`Book`] knows the machines, leases, offers and probes. It proposes, [`super::decide`]
 //! judges, and PostgreSQL's unique key is the arbiter between servers.
 //!
 //! In which order a machine is given an address: its reservation; its last lease; what it has
-//! been offered; what it asks for, if that is free; the free address its MAC leads to; one
-//! that was given back; one that ran out. Reserved addresses and those of machines whose
+//! been offered; what it asks for, if that is free; the free address its MAC leads to, or the
+//! next one that need not be asked for by ARP first; one that was given back; one that ran out. Reserved addresses and those of machines whose
 //! session lives are passed over wherever they lie.
 
 mod bits;
 mod index;
+mod share;
+mod stock;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +23,9 @@ use chrono::TimeDelta;
 use uuid::Uuid;
 
 use self::index::{Index, Place};
+use self::share::{Holding, Shares};
+pub use self::share::{IsKnown, RelayKey, relay_key};
+pub use self::stock::Stock;
 use super::decide::{AddressFacts, Candidate, Standing};
 use crate::model::{Lease, LeaseState, MacAddr, NetworkRange, Timestamp};
 
@@ -42,6 +47,7 @@ pub struct Book {
     strangers: HashMap<Ipv4Addr, Timestamp>,
     probed: HashMap<Ipv4Addr, Timestamp>,
     indexes: HashMap<Uuid, Index>,
+    shares: Shares,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -49,12 +55,17 @@ struct Offer {
     range_id: Uuid,
     mac: MacAddr,
     until: Timestamp,
+    relay: Option<RelayKey>,
 }
 
 /// What the book must be told for a look-up.
 pub struct Asker<'a> {
     /// Who asks.
     pub mac: MacAddr,
+    /// Is it registered?
+    pub is_known: bool,
+    /// By which relay.
+    pub relay: Option<RelayKey>,
     /// Its reserved address in this range, if any.
     pub reserved: Option<Ipv4Addr>,
     /// What it asks for.
@@ -82,6 +93,15 @@ pub struct Usage {
 }
 
 impl Book {
+    /// An empty book, of whose pools strangers may have `percent`.
+    #[must_use]
+    pub fn new(percent: u8, is_known: IsKnown) -> Self {
+        Self {
+            shares: Shares::new(percent, is_known),
+            ..Self::default()
+        }
+    }
+
     /// Takes leases in (at start, after a commit, or when others changed them). An older
     /// lease of the same machine in the same range goes, and so does what was held for it.
     pub fn put(&mut self, lease: Lease) {
@@ -130,7 +150,16 @@ impl Book {
             .cloned();
         let offered = self.offer_of.get(&key).copied();
         let requested = self.standing(range, asker, lease.as_ref(), offered, now);
+        // Who has an address, or has been offered one, takes no other.
+        let has_one = offered.is_some()
+            || (lease.as_ref()).is_some_and(|l| l.state == LeaseState::Active && l.lasts(now));
+        let size = self.indexes.get(&range.id).map_or(0, Index::size);
+        let over_share = !asker.is_known
+            && !has_one
+            && !(asker.is_live)(asker.mac)
+            && self.shares.used_up(range.id, size, asker.relay, now);
         AddressFacts {
+            over_share,
             reserved: asker.reserved,
             candidate: self.candidate(range, asker, lease.as_ref(), offered, requested, now),
             requested,
@@ -149,6 +178,18 @@ impl Book {
         address: Ipv4Addr,
         until: Timestamp,
     ) -> bool {
+        self.hold_behind(None, range_id, mac, address, until)
+    }
+
+    /// The same for a machine behind a relay.
+    pub fn hold_behind(
+        &mut self,
+        relay: Option<RelayKey>,
+        range_id: Uuid,
+        mac: MacAddr,
+        address: Ipv4Addr,
+        until: Timestamp,
+    ) -> bool {
         if self.offers.get(&address).is_some_and(|o| o.mac != mac) {
             return false;
         }
@@ -157,6 +198,7 @@ impl Book {
             range_id,
             mac,
             until,
+            relay,
         };
         self.offers.insert(address, offer);
         self.offer_ends.insert((until, address));
@@ -178,9 +220,8 @@ impl Book {
     /// Nobody answered the ARP probe.
     pub fn probed_free(&mut self, address: Ipv4Addr, now: Timestamp) {
         self.probed.insert(address, now);
-        if self.strangers.remove(&address).is_some() {
-            self.refile(address);
-        }
+        self.strangers.remove(&address);
+        self.refile(address);
     }
 
     /// Somebody that we do not know answered the ARP probe: the address is kept out until
@@ -211,6 +252,12 @@ impl Book {
         found.retain(|a| !is_reserved(*a) && !self.is_probed(*a, now));
         found.truncate(count);
         found
+    }
+
+    /// How many free addresses of a range need not be asked for by ARP.
+    #[must_use]
+    pub fn stock(&self, range: &NetworkRange) -> usize {
+        self.indexes.get(&range.id).map_or(0, Index::ready)
     }
 
     /// How many addresses this machine keeps out by DECLINE now.
@@ -374,9 +421,16 @@ impl Book {
                 }
             }
             loop {
+                if let Some(old) = self.stale(range_id, asker.mac, now) {
+                    self.indexes.get_mut(&range_id)?.set_ready(old, false);
+                    continue;
+                }
                 let index = self.indexes.get(&range_id)?;
-                let next = index
-                    .guess(asker.mac)
+                let own = index.guess(asker.mac);
+                let next = own
+                    .filter(|a| self.is_probed(*a, now))
+                    .or_else(|| index.ready_guess(asker.mac))
+                    .or(own)
                     .or_else(|| index.oldest_released())
                     .or_else(|| index.oldest_run_out(now));
                 let Some(address) = next else { break };
@@ -395,6 +449,12 @@ impl Book {
         None
     }
 
+    /// The address of the stock that a machine would get, if its probe is too old by now.
+    fn stale(&self, range_id: Uuid, mac: MacAddr, now: Timestamp) -> Option<Ipv4Addr> {
+        let next = self.indexes.get(&range_id)?.ready_guess(mac)?;
+        (!self.is_probed(next, now)).then_some(next)
+    }
+
     // ---- filing ----
 
     /// Sees to it that the range's index stands and that no offer is held beyond its end.
@@ -406,6 +466,9 @@ impl Book {
             let known = self.leases.keys().chain(self.offers.keys());
             for address in known.chain(self.strangers.keys()) {
                 index.file(*address, self.place(*address));
+            }
+            for address in self.probed.keys() {
+                index.set_ready(*address, true);
             }
             self.indexes.insert(range.id, index);
         }
@@ -439,9 +502,30 @@ impl Book {
 
     fn refile(&mut self, address: Ipv4Addr) {
         let place = self.place(address);
+        self.shares.file(address, self.holding(address));
+        let ready = place == Place::Free && self.probed.contains_key(&address);
         for index in self.indexes.values_mut() {
             index.file(address, place);
+            index.set_ready(address, ready);
         }
+    }
+
+    fn holding(&self, address: Ipv4Addr) -> Option<Holding> {
+        if let Some(offer) = self.offers.get(&address) {
+            return Some(Holding {
+                range_id: offer.range_id,
+                mac: offer.mac,
+                until: Some(offer.until),
+                relay: offer.relay,
+            });
+        }
+        let lease = self.leases.get(&address)?;
+        (lease.state != LeaseState::Released).then(|| Holding {
+            range_id: lease.range_id,
+            mac: lease.mac,
+            until: lease.ends_at(),
+            relay: relay_key(lease.relay_information.as_deref()),
+        })
     }
 
     fn place(&self, address: Ipv4Addr) -> Place {

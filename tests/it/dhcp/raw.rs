@@ -10,6 +10,7 @@ use super::lan::Host;
 pub(crate) const DISCOVER: u8 = 1;
 pub(crate) const OFFER: u8 = 2;
 pub(crate) const REQUEST: u8 = 3;
+pub(crate) const DECLINE: u8 = 4;
 pub(crate) const ACK: u8 = 5;
 pub(crate) const NAK: u8 = 6;
 pub(crate) const RELEASE: u8 = 7;

@@ -258,6 +258,7 @@ async fn serve(
         loader_for: std::sync::Arc::new(loader_for),
     };
     let options = DhcpOptions {
+        unknown_share_percent: 90,
         interfaces: settings.interfaces,
         ports: Ports::default(),
         http_port: 8069,

@@ -187,6 +187,24 @@ fn p06_discover_is_offered_what_the_book_proposes() {
     assert_eq!(discover.silence(), Silence::PoolExhausted);
 }
 
+#[test]
+fn strangers_that_have_used_up_their_share_get_no_more() {
+    let over = |mut case: Case| {
+        case.address.over_share = true;
+        case.silence()
+    };
+    let discover = case(packet(DISCOVER));
+    for candidate in [ready(IT), Candidate::Unprobed(ip(IT)), Candidate::None] {
+        let case = discover.clone().candidate(candidate);
+        assert_eq!(over(case), Silence::UnknownShare);
+    }
+    // Nor by a REQUEST without an OFFER, nor for a lease that has run out.
+    let forgotten = selecting(IT).standing(Standing::Free);
+    assert_eq!(over(forgotten), Silence::UnknownShare);
+    let returned = selecting(IT).standing(Standing::Its);
+    assert_eq!(over(returned), Silence::UnknownShare);
+}
+
 // ---- REQUEST (section 4.3.2) ----
 
 #[test]

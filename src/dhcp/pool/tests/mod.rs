@@ -31,6 +31,8 @@ impl World {
             .iter()
             .find(|(a, m)| **m == who && range.network.contains(**a));
         let asker = Asker {
+            is_known: false,
+            relay: None,
             mac: who,
             reserved: reserved.map(|(a, _)| *a),
             requested: asks,
@@ -413,6 +415,58 @@ fn a_probe_is_believed_for_an_hour() {
         Candidate::Ready(only),
         "its own is not probed"
     );
+}
+
+#[test]
+fn what_was_probed_goes_before_what_was_not() {
+    let range = range();
+    let mut world = World::default();
+    let own = world.pick(&range, mac(1), 0).unwrap();
+    let other = world.pick(&range, mac(2), 0).unwrap();
+    assert_ne!(own, other);
+    world.book.probed_free(other, at(0));
+    assert_eq!(world.book.stock(&range), 1);
+    let ask = |world: &mut World, n, now| world.look(&range, mac(n), None, now).candidate;
+    assert_eq!(ask(&mut world, 1, 0), Candidate::Ready(other));
+    // Its own again where that was probed too, and where the other's probe is too old.
+    assert_eq!(ask(&mut world, 1, 3_600), Candidate::Unprobed(own));
+    assert_eq!(world.book.stock(&range), 0);
+    world.book.probed_free(own, at(3_600));
+    world.book.probed_free(other, at(3_600));
+    assert_eq!(ask(&mut world, 1, 3_600), Candidate::Ready(own));
+    // What is offered is no stock, and is again when the offer is void.
+    assert!(world.book.hold(range.id, mac(2), other, at(3_630)));
+    assert_eq!(world.book.stock(&range), 1);
+    world.book.unhold(range.id, mac(2));
+    assert_eq!(world.book.stock(&range), 2);
+}
+
+#[test]
+fn strangers_get_nothing_beyond_their_share() {
+    let range = small("10.0.0.100", "10.0.0.119");
+    let mut world = World {
+        book: Book::new(90, std::sync::Arc::new(|m| m == mac(99))),
+        ..World::default()
+    };
+    for n in 0..18 {
+        assert!(!world.look(&range, mac(n), None, 0).over_share);
+        world.take(&range, mac(n), 0, 600);
+    }
+    assert!(world.look(&range, mac(18), None, 0).over_share);
+    assert!(
+        !world.look(&range, mac(1), None, 0).over_share,
+        "it has one"
+    );
+    let mut live = World {
+        live: HashSet::from([mac(18)]),
+        ..world
+    };
+    assert!(!live.look(&range, mac(18), None, 0).over_share);
+    live.live.clear();
+    // Registered machines take from the rest, and leave the strangers' share as it is.
+    live.take(&range, mac(99), 0, 600);
+    assert!(live.look(&range, mac(18), None, 599).over_share);
+    assert!(!live.look(&range, mac(18), None, 600).over_share);
 }
 
 #[test]
