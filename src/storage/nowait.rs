@@ -57,6 +57,16 @@ pub(super) fn is_in_memory(file: &File, at: u64, length: u64) -> bool {
     done == 0 && length > 0 && found[0] >= pages
 }
 
+/// True if a range of a file (not empty) can most likely be sent without waiting for a disk: its
+/// first and its last byte are in memory, and files are read from front to back. (`cachestat`
+/// knows better, but tells a file's owner alone.)
+pub fn is_at_hand(file: &File, at: u64, length: u64) -> bool {
+    let there = |at: u64| {
+        i64::try_from(at).is_ok_and(|at| read_at(file, &mut [0], at) == Some(1))
+    };
+    there(at) && there((at + length).saturating_sub(1))
+}
+
 /// Makes `to` share the blocks of `from`; `false` where the file system can't.
 pub(super) fn reflink(from: &File, to: &File) -> bool {
     // SAFETY: both are open files, and the call takes a descriptor as its argument.

@@ -362,7 +362,7 @@ async fn case_8_strangers_do_no_harm() {
 }
 
 /// RFC 2349, RFC 6298; reliability case 9 and the scoreboard: six sends to a silent client,
-/// the first retry within a second, and all of it small.
+/// the first retry soon, and all of it small.
 #[tokio::test]
 async fn case_9_a_silent_client_gets_six_packets() {
     let server = serve(&[("f", memory(&noise(100_000, 9)))]);
@@ -374,12 +374,12 @@ async fn case_9_a_silent_client_gets_six_packets() {
     let mut bytes = 0;
     let mut packets = 0;
     let first = client.next(Duration::from_secs(1)).await;
-    let second = client.next(Duration::from_millis(1100)).await;
+    let second = client.next(Duration::from_millis(700)).await;
     for (packet, _) in [first, second].into_iter().flatten() {
         packets += 1;
         bytes += packet.len();
     }
-    assert_eq!(packets, 2, "first retry within a second");
+    assert_eq!(packets, 2, "first retry soon (150 ms; this machine may be busy)");
     while let Some((packet, _)) = client.next(Duration::from_millis(2500)).await {
         packets += 1;
         bytes += packet.len();
