@@ -14,4 +14,4 @@ exec unshare --net -- bash -c '
         ip route replace local 127.0.0.1 dev lo table local src 127.0.0.1 congctl cubic; then
         export BENCH_CONGESTION=cubic
     fi
-    exec python3 benches/http.py "$@"' - "$CARGO_TARGET_DIR/release/dls"
+    exec python3 benches/http_bench.py "$@"' - "$CARGO_TARGET_DIR/release/dls"

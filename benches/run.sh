@@ -1,8 +1,11 @@
 #!/bin/bash
-# `make bench`: our exports beside others' on the same base image, in one run. Prints ratios
-# and writes benches/RESULTS.md. BENCH_SECONDS (2) per measurement, BENCH_ROUNDS (5).
+# `make bench`: each server beside others, in one run. Prints ratios and writes
+# benches/RESULTS*.md: the disks here, the boot doors by scripts of their own.
+# BENCH_SECONDS (2) per measurement, BENCH_ROUNDS (5).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+benches/tftp.sh
+benches/http.sh
 for program in fio nbdkit qemu-nbd qemu-img nbdinfo python3; do
     command -v $program >/dev/null || { echo "$program is missing (make packages)" >&2; exit 1; }
 done

@@ -45,7 +45,7 @@ def servers(folder, root):
         "--bind-interfaces", "--user=root", "--pid-file=", "--log-facility=/dev/null"))
     port = doors.free_port()
     running["tftpd-hpa"] = (port, start(
-        "in.tftpd", "--foreground", "--address", f"127.0.0.1:{port}", "--secure", "--user", "root",
+        "in.tftpd", "--foreground", "--ipv4", "--address", f"127.0.0.1:{port}", "--secure", "--user", "root",
         root))
     port = doors.free_port()
     running["atftpd"] = (port, start(
@@ -67,8 +67,6 @@ def measure(folder):
     doors.file_of(path, SIZE)
     running = servers(folder, root)
     figures, first, processor, bad = {}, {}, {}, []
-    for name, (number, _) in running.items():
-        load(number, path, 1, 1, 0)
     for round_ in range(ROUNDS):
         for case, clients, window in CASES:
             for name, (number, process) in running.items():
@@ -80,7 +78,7 @@ def measure(folder):
                                f"{got['transfers'] + got['failed']} transfers failed")
                 figures.setdefault(case, {}).setdefault(name, []).append(got["mb_s"] or 0.01)
                 first.setdefault(case, {}).setdefault(name, []).append(got["first_data_ms"][1])
-                gigabytes = max(got["transfers"], 1) * SIZE / 1e9
+                gigabytes = max(got["bytes"], BLKSIZE) / 1e9
                 processor.setdefault(case, {}).setdefault(name, []).append(
                     max(spent, 0.001) / gigabytes * 1000)
         print(f"TFTP: round {round_ + 1} of {ROUNDS}", flush=True)

@@ -1,8 +1,8 @@
 //! A crowd of TFTP clients, for benchmarks: `tftp_load HOST:PORT NAME FILE CLIENTS SECONDS
 //! BLKSIZE WINDOW`.
 //!
-//! Each client (a thread) fetches NAME over and over until the time is up, in octet mode with
-//! the options `tsize`, `blksize` and, where WINDOW is more than 1, `windowsize` (RFC 1350,
+//! Each client (a thread) fetches NAME over and over, and breaks off when the time is up; octet
+//! mode with the options `tsize`, `blksize` and, where WINDOW is more than 1, `windowsize` (RFC 1350,
 //! 2347 to 2349, 7440). Every byte is compared with FILE as it comes. Prints one line of JSON;
 //! exit status 1 if a transfer failed.
 
@@ -27,13 +27,16 @@ struct Work {
     expected: Vec<u8>,
     blksize: usize,
     window: u16,
+    end: Instant,
 }
 
 /// One transfer's figures.
 struct Fetched {
-    took: Duration,
+    /// `None` if it was broken off.
+    took: Option<Duration>,
     first_data: Duration,
     packets: u64,
+    bytes: usize,
 }
 
 impl Work {
@@ -72,6 +75,9 @@ impl Work {
         let (mut at, mut packets, mut first_data) = (0, 0, None);
         loop {
             let Ok((length, from)) = socket.recv_from(&mut buffer) else {
+                if self.clock.instant() > self.end {
+                    return Ok(broken_off(at, packets, first_data));
+                }
                 silences += 1;
                 ensure!(silences < PATIENCE, "no answer at block {next}");
                 socket.send_to(&last, peer.unwrap_or(self.server))?;
@@ -105,6 +111,10 @@ impl Work {
                     next = next.wrapping_add(1);
                     let done = payload.len() < blksize;
                     if done || unacked >= window {
+                        if !done && self.clock.instant() > self.end {
+                            socket.send_to(b"\0\x05\0\0time is up\0", from)?;
+                            return Ok(broken_off(at, packets, first_data));
+                        }
                         last = ack(block);
                         socket.send_to(&last, from)?;
                         unacked = 0;
@@ -114,9 +124,10 @@ impl Work {
                         let took = self.since(begin);
                         let first_data = first_data.unwrap_or(took);
                         return Ok(Fetched {
-                            took,
+                            took: Some(took),
                             first_data,
                             packets,
+                            bytes: at,
                         });
                     }
                 }
@@ -140,6 +151,16 @@ impl Work {
     }
 }
 
+/// A transfer that the end of the measurement cut short.
+fn broken_off(bytes: usize, packets: u64, first_data: Option<Duration>) -> Fetched {
+    Fetched {
+        took: None,
+        first_data: first_data.unwrap_or_default(),
+        packets,
+        bytes,
+    }
+}
+
 fn ack(block: u16) -> Vec<u8> {
     let [high, low] = block.to_be_bytes();
     vec![0, 4, high, low]
@@ -157,6 +178,9 @@ fn main() -> Result<()> {
         bail!("usage: tftp_load HOST:PORT NAME FILE CLIENTS SECONDS BLKSIZE WINDOW");
     };
     let clock = Clock::system();
+    let (clients, seconds): (usize, u64) = (clients.parse()?, seconds.parse()?);
+    let begin = clock.instant();
+    let end = begin + Duration::from_secs(seconds);
     let work = Arc::new(Work {
         clock: clock.clone(),
         server: server.parse()?,
@@ -164,10 +188,8 @@ fn main() -> Result<()> {
         expected: std::fs::read(file).context("reading FILE")?,
         blksize: blksize.parse()?,
         window: window.parse()?,
+        end,
     });
-    let (clients, seconds): (usize, u64) = (clients.parse()?, seconds.parse()?);
-    let begin = clock.instant();
-    let end = begin + Duration::from_secs(seconds);
     let threads: Vec<_> = (0..clients)
         .map(|_| {
             let (work, clock) = (Arc::clone(&work), clock.clone());
@@ -197,17 +219,17 @@ fn main() -> Result<()> {
         failed += bad;
     }
     let took = clock.instant().saturating_duration_since(begin);
-    let bytes = fetched.len() as f64 * work.expected.len() as f64;
+    let bytes: usize = fetched.iter().map(|f| f.bytes).sum();
     let packets: u64 = fetched.iter().map(|f| f.packets).sum();
     let mut first: Vec<_> = fetched.iter().map(|f| f.first_data).collect();
-    let mut whole: Vec<_> = fetched.iter().map(|f| f.took).collect();
+    let mut whole: Vec<_> = fetched.iter().filter_map(|f| f.took).collect();
     first.sort();
     whole.sort();
     println!(
-        "{{\"mb_s\": {:.2}, \"transfers\": {}, \"failed\": {failed}, \"packets\": {packets}, \
+        "{{\"mb_s\": {:.2}, \"bytes\": {bytes}, \"transfers\": {}, \"failed\": {failed}, \"packets\": {packets}, \
          \"first_data_ms\": [{:.2}, {:.2}], \"transfer_ms\": [{:.2}, {:.2}]}}",
-        bytes / took.as_secs_f64() / 1e6,
-        fetched.len(),
+        bytes as f64 / took.as_secs_f64() / 1e6,
+        whole.len(),
         share(&first, 50),
         share(&first, 99),
         share(&whole, 50),

@@ -26,7 +26,7 @@ use crate::crowd::{self, Crowd};
 const LONGEST_HEAD: usize = 8192;
 /// Bytes that the kernel holds unsent: keeps the timeline honest about what a machine has,
 /// and is more than any LAN needs.
-const NOTSENT_LOWAT: u32 = 128 * 1024;
+const NOTSENT_LOWAT: u32 = 1024 * 1024;
 
 /// Limits of the boot listener. The defaults suit any site.
 #[derive(Debug, Clone, Copy)]

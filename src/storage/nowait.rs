@@ -57,13 +57,17 @@ pub(super) fn is_in_memory(file: &File, at: u64, length: u64) -> bool {
     done == 0 && length > 0 && found[0] >= pages
 }
 
+/// Reads from an offset on what is in memory, without waiting for the disk: the number of bytes,
+/// or `None` if none of them is there (or the file system can't tell).
+pub fn read_at_hand(file: &File, buffer: &mut [u8], offset: u64) -> Option<usize> {
+    read_at(file, buffer, i64::try_from(offset).ok()?)
+}
+
 /// True if a range of a file (not empty) can most likely be sent without waiting for a disk: its
 /// first and its last byte are in memory, and files are read from front to back. (`cachestat`
 /// knows better, but tells a file's owner alone.)
 pub fn is_at_hand(file: &File, at: u64, length: u64) -> bool {
-    let there = |at: u64| {
-        i64::try_from(at).is_ok_and(|at| read_at(file, &mut [0], at) == Some(1))
-    };
+    let there = |at: u64| read_at_hand(file, &mut [0], at) == Some(1);
     there(at) && there((at + length).saturating_sub(1))
 }
 
