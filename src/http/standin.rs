@@ -97,7 +97,10 @@ mod tests {
         let bytes = errands.note(&file, 5..u64::MAX, &Arc::default());
         assert_eq!(bytes.len(), LONGEST);
         assert!(is_stand_in(&bytes) && is_stand_in(&bytes[LONGEST - 1..]));
-        assert!(!is_stand_in(&bytes[LONGEST..]), "nothing stands for nothing");
+        assert!(
+            !is_stand_in(&bytes[LONGEST..]),
+            "nothing stands for nothing"
+        );
         assert!(!is_stand_in(&[0; 8]) && !is_stand_in(b"HTTP/1.1"));
     }
 

@@ -198,12 +198,7 @@ impl Errand {
 }
 
 /// Makes a row of so many packets, with their headers, for so many bytes from a block on.
-fn lay_out(
-    packets: &mut Vec<u8>,
-    first: u64,
-    (blocks, bytes): (usize, usize),
-    blksize: usize,
-) {
+fn lay_out(packets: &mut Vec<u8>, first: u64, (blocks, bytes): (usize, usize), blksize: usize) {
     let row = blksize + DATA_HEADER;
     packets.resize(blocks * DATA_HEADER + bytes, 0);
     for (index, packet) in packets.chunks_mut(row).enumerate() {

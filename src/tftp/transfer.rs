@@ -30,6 +30,8 @@ const HEADERS: u16 = 20 + 8 + 4;
 const ETHERNET: u16 = 1500;
 /// Strangers that are answered in one transfer.
 const STRANGERS: u32 = 8;
+/// How long a timer is put off while bytes are read.
+const READING: Duration = Duration::from_millis(100);
 /// How often the seat hears that the client lives.
 const HEARTBEAT: Duration = Duration::from_millis(200);
 
@@ -149,6 +151,9 @@ impl Transfer {
 
     /// Takes one packet, if there is one.
     pub(super) fn readable(&mut self, scratch: &mut Scratch) -> Next {
+        if self.unread.is_some() {
+            return self.later();
+        }
         let mut buffer = [0_u8; wire::MAX_REQUEST];
         match self.socket.recv_from(&mut buffer) {
             Ok((length, from)) => {
@@ -167,7 +172,7 @@ impl Transfer {
     /// Its time has come.
     pub(super) fn timer(&mut self, scratch: &mut Scratch) -> Next {
         if self.unread.is_some() {
-            return self.due();
+            return self.later();
         }
         if self.seat.is_superseded() {
             return self.end(Ending::Superseded, "the client asked anew".to_owned());
@@ -241,6 +246,11 @@ impl Transfer {
 
     fn due(&self) -> Next {
         Next::Due(self.asked_at + self.machine.deadline())
+    }
+
+    /// While bytes are read, what the machine waits for may be overdue.
+    fn later(&self) -> Next {
+        Next::Due(self.shared.clock.instant() + READING)
     }
 
     /// Tells how it ended.

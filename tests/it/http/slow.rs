@@ -126,15 +126,21 @@ fn room_for_all() -> usize {
 
 /// How many connections the server has.
 fn open(metrics: &str) -> usize {
-    let line = metrics.lines().find(|l| l.starts_with("dls_http_connections "));
-    line.and_then(|l| l.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
+    let line = metrics
+        .lines()
+        .find(|l| l.starts_with("dls_http_connections "));
+    line.and_then(|l| l.rsplit(' ').next()?.parse().ok())
+        .unwrap_or(0)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_slow_connections_are_gone_in_time_and_hinder_nobody() {
     let torture = crate::support::torture();
     let count = if torture { 5_000 } else { 300 };
-    assert!(room_for_all() > 3 * count, "too few descriptors are allowed");
+    assert!(
+        room_for_all() > 3 * count,
+        "too few descriptors are allowed"
+    );
     let site = Arc::new(Site::start().await);
     let boot = site.power_on(1, Ipv4Addr::LOCALHOST);
     let (kernel, bye) = (site.path(boot.id, "kernel"), site.path(boot.id, "bye"));
@@ -168,19 +174,29 @@ async fn hostile_slow_connections_are_gone_in_time_and_hinder_nobody() {
         let asked = clock.instant();
         let stream = connect(site.address, Ipv4Addr::new(127, 8, 0, 1), None).await;
         let reply = Wire::over(stream).ask("GET", &kernel, &[]).await;
-        assert_eq!((reply.status, reply.body.len()), (200, super::site::KERNEL_BYTES));
+        assert_eq!(
+            (reply.status, reply.body.len()),
+            (200, super::site::KERNEL_BYTES)
+        );
         waits.push(clock.instant().saturating_duration_since(asked));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     again.store(false, Ordering::Relaxed);
     waits.sort();
     let p99 = waits[(waits.len() - 1) * 99 / 100];
-    eprintln!("{count} slow connections; {} honest requests, p99 {p99:?}", waits.len());
+    eprintln!(
+        "{count} slow connections; {} honest requests, p99 {p99:?}",
+        waits.len()
+    );
     // Nobody has come since: within the longest time all that are slow are over.
     let last = clock.instant();
     while open(&site.metrics()) > 0 {
         let waited = clock.instant().saturating_duration_since(last);
-        assert!(waited <= LONGEST, "{} live after {waited:?}", open(&site.metrics()));
+        assert!(
+            waited <= LONGEST,
+            "{} live after {waited:?}",
+            open(&site.metrics())
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let mut longest = Duration::ZERO;
@@ -188,13 +204,26 @@ async fn hostile_slow_connections_are_gone_in_time_and_hinder_nobody() {
         let (slow, took) = one.unwrap();
         // Whoever reads slowly first finds what was sent before; the server had ended it.
         if !matches!(slow, Slow::Reader | Slow::Deaf) {
-            assert!(took <= LONGEST + Duration::from_secs(1), "{slow:?}: {took:?}");
+            assert!(
+                took <= LONGEST + Duration::from_secs(1),
+                "{slow:?}: {took:?}"
+            );
             longest = longest.max(took);
         }
     }
     eprintln!("the longest took {longest:?}");
-    assert_eq!(super::hostile::open_on(&stored), 0, "files of readers that are gone");
+    assert_eq!(
+        super::hostile::open_on(&stored),
+        0,
+        "files of readers that are gone"
+    );
     let cut = site.metrics();
-    assert!(cut.contains("cause=\"slow_request\"") && cut.contains("cause=\"slow_reader\""), "{cut}");
-    assert!(site.tracker.attempt(boot.id).is_some(), "half a bye is none");
+    assert!(
+        cut.contains("cause=\"slow_request\"") && cut.contains("cause=\"slow_reader\""),
+        "{cut}"
+    );
+    assert!(
+        site.tracker.attempt(boot.id).is_some(),
+        "half a bye is none"
+    );
 }

@@ -23,7 +23,12 @@ const EACH: u64 = 64 * 1024;
 fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    line.split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<u64>()
+        .unwrap()
+        * 1024
 }
 
 /// The port that its configuration names for TFTP.
@@ -36,7 +41,11 @@ fn port(server: &Server) -> u16 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_crowds_all_arrive_fairly_and_cost_little() {
-    let (count, size) = if torture() { (2_000, 1 << 20) } else { (300, 200_000) };
+    let (count, size) = if torture() {
+        (2_000, 1 << 20)
+    } else {
+        (300, 200_000)
+    };
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
     let (db, dir) = (TestDb::new().await, tempfile::tempdir().unwrap());
@@ -85,7 +94,10 @@ async fn hostile_crowds_all_arrive_fairly_and_cost_little() {
     let (median, slowest) = (took[count / 2], took[count - 1]);
     let each = (peak - before) / count as u64;
     eprintln!("{count} at once: median {median:.2?}, slowest {slowest:.2?}, {each} bytes each");
-    assert!(slowest <= median * 3, "median {median:?}, slowest {slowest:?}");
+    assert!(
+        slowest <= median * 3,
+        "median {median:?}, slowest {slowest:?}"
+    );
     assert!(each <= EACH, "{each} bytes each");
 }
 

@@ -379,7 +379,10 @@ async fn case_9_a_silent_client_gets_six_packets() {
         packets += 1;
         bytes += packet.len();
     }
-    assert_eq!(packets, 2, "first retry soon (150 ms; this machine may be busy)");
+    assert_eq!(
+        packets, 2,
+        "first retry soon (150 ms; this machine may be busy)"
+    );
     while let Some((packet, _)) = client.next(Duration::from_millis(2500)).await {
         packets += 1;
         bytes += packet.len();
