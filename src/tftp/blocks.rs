@@ -42,11 +42,12 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// `bytes` is about how much is read at a time; a whole window is in any case.
+    /// `bytes` is about how much is read at a time: as many whole windows as fit, one at least.
     pub(super) fn new(body: Body, blksize: u16, windowsize: u16, bytes: usize) -> Self {
         let size = body.size();
         let blksize = usize::from(blksize.max(1));
-        let stretch = (bytes / blksize) as u64;
+        let window = u64::from(windowsize.max(1));
+        let stretch = ((bytes / blksize) as u64).min(MOST_BLOCKS);
         Self {
             origin: match body {
                 Body::Memory(bytes) => Origin::Memory(bytes),
@@ -55,7 +56,7 @@ impl Blocks {
             size,
             blksize,
             last: size / blksize as u64 + 1,
-            stretch: stretch.clamp(1, MOST_BLOCKS).max(u64::from(windowsize)),
+            stretch: (stretch / window * window).max(window),
             packets: Vec::new(),
             first: 1,
             count: 0,
