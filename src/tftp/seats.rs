@@ -241,7 +241,7 @@ mod tests {
         let seats = Seats::new(Caps::default());
         let probe = seats.take(client(2, 2070), SERVER, b"a", at(0)).unwrap();
         let real = seats.take(client(2, 2070), SERVER, b"b", at(1)).unwrap();
-        assert!(probe.superseded.is_cancelled() && !real.superseded.is_cancelled());
+        assert!(probe.is_superseded() && !real.is_superseded());
         drop(probe);
         assert_eq!(seats.taken(), 1);
     }
