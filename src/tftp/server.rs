@@ -90,7 +90,6 @@ struct Desk {
     seats: Seats,
     shared: Shared,
     pumps: Arc<Pumps>,
-    tasks: TaskTracker,
 }
 
 impl TftpServer {
@@ -156,9 +155,9 @@ impl TftpServer {
                 clock,
                 metrics,
                 port: self.address.port(),
+                tasks: tasks.clone(),
             },
             pumps: Arc::clone(&pumps),
-            tasks: tasks.clone(),
         };
         tracing::info!(listen = %self.address, "TFTP listens");
         tokio::select! {
@@ -215,7 +214,9 @@ impl Desk {
                     let bytes = buffer.get(..length).unwrap_or_default();
                     if let Some(call) = self.judge(bytes, ends) {
                         let desk = self.clone();
-                        self.tasks.spawn(async move { desk.serve(call).await });
+                        self.shared
+                            .tasks
+                            .spawn(async move { desk.serve(call).await });
                     }
                 }
                 Ok((_, None)) => self.shared.metrics.silent(Silence::SourceAddress),
@@ -317,7 +318,6 @@ impl Desk {
             opened,
             asked_at,
             READ_AHEAD,
-            self.tasks.token(),
         ) {
             Ok(transfer) => self.pumps.run(transfer),
             Err(e) => {

@@ -10,6 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
+use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::blocks::{Blocks, Errand};
@@ -44,6 +45,8 @@ pub(super) struct Shared {
     pub(super) started: Instant,
     /// Port for requests.
     pub(super) port: u16,
+    /// All that lives, for the server to wait for when it stops.
+    pub(super) tasks: TaskTracker,
 }
 
 /// A source port from which no client of ours asks: other servers' ports, where an answer
@@ -103,7 +106,6 @@ impl Transfer {
         opened: Opened,
         asked_at: Instant,
         read_ahead: usize,
-        counted: TaskTrackerToken,
     ) -> io::Result<Self> {
         let mtu = path_mtu(server, client).unwrap_or(ETHERNET);
         let socket = std::net::UdpSocket::bind((server, 0))?;
@@ -120,6 +122,7 @@ impl Transfer {
             && i32::try_from(blocks.packet())
                 .is_ok_and(|size| setsockopt(&socket, sockopt::UdpGsoSegment, &size).is_ok());
         Ok(Self {
+            _counted: shared.tasks.token(),
             shared,
             seat,
             socket,
@@ -134,7 +137,6 @@ impl Transfer {
             alive_at: Duration::ZERO,
             strangers: 0,
             unread: None,
-            _counted: counted,
         })
     }
 
