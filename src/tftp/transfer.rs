@@ -121,6 +121,8 @@ impl Transfer {
         let segments = terms.windowsize > 1
             && i32::try_from(blocks.packet())
                 .is_ok_and(|size| setsockopt(&socket, sockopt::UdpGsoSegment, &size).is_ok());
+        // Whatever becomes of it from here on, it ends by `end`.
+        shared.metrics.active.inc();
         Ok(Self {
             _counted: shared.tasks.token(),
             shared,
@@ -146,7 +148,6 @@ impl Transfer {
 
     /// Sends its first packet.
     pub(super) fn begin(&mut self, scratch: &mut Scratch) -> Next {
-        self.shared.metrics.active.inc();
         let step = self.machine.start(self.elapsed());
         self.perform(step, scratch)
     }
