@@ -2,7 +2,7 @@
 # make test     every check and every test; installs what is missing
 # make torture  the long, seeded tests (SEED=n repeats a run); PART=zfs or PART=rest is a part of them; writes docs/torture*.log
 # make package  target/package/dls_*.deb and, with disks on ZFS, dls-zfs_*.deb
-# make bench    our DHCP and disks beside other servers' on this machine; writes benches/RESULTS*.md
+# make bench    our servers beside others' on this machine; writes benches/RESULTS*.md
 # YES=1 answers the question before packages are installed.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:

@@ -1,20 +1,24 @@
 #!/bin/bash
-# `make bench`: first DHCP beside other servers (dhcp.sh, as root), then our exports beside
-# others' on the same base image, each in one run. Prints ratios and writes
-# benches/RESULTS-dhcp.md and benches/RESULTS.md. BENCH_SECONDS (2) per measurement of the
-# exports, BENCH_ROUNDS (5). WHAT=dhcp or WHAT=disks is one of the two.
+#!/bin/bash
+# `make bench`: each server beside others, in one run. Prints ratios and writes
+# benches/RESULTS*.md: the disks here, DHCP (as root) and the boot doors by scripts of their own.
+# BENCH_SECONDS (2) per measurement, BENCH_ROUNDS (5). WHAT=dhcp, tftp, http or disks is one of them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 what=${WHAT:-all}
-if [ "$what" != disks ]; then
+case $what in all | dhcp | tftp | http | disks) ;; *) echo "WHAT is dhcp, tftp, http or disks" >&2; exit 2 ;; esac
+wanted() { [ "$what" = all ] || [ "$what" = "$1" ]; }
+if wanted dhcp; then
     if [ "$(id -u)" -eq 0 ]; then
         benches/dhcp.sh
     else
         echo "DHCP is left out: it needs network namespaces, and so root" >&2
         [ "$what" != dhcp ] || exit 1
     fi
-    [ "$what" != dhcp ] || exit 0
 fi
+if wanted tftp; then benches/tftp.sh; fi
+if wanted http; then benches/http.sh; fi
+wanted disks || exit 0
 for program in fio nbdkit qemu-nbd qemu-img nbdinfo python3; do
     command -v $program >/dev/null || { echo "$program is missing (make packages)" >&2; exit 1; }
 done

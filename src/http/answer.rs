@@ -14,6 +14,7 @@ use super::body::{Answer, FileBody};
 use super::ledger::Ledger;
 use super::link::Fate;
 use super::metrics::{HttpMetrics, ItemLabel, Outcome};
+use super::standin::Errands;
 use crate::boot::files::{Content, Files, NoFile, Visitor};
 use crate::boot::path::{BootPath, Item};
 use crate::boot::session::{BootFile, Door};
@@ -31,6 +32,7 @@ pub(super) struct Desk {
     pub(super) client: SocketAddr,
     pub(super) server: SocketAddr,
     pub(super) fate: Fate,
+    pub(super) errands: Errands,
     /// How long a request's body may take.
     pub(super) body_timeout: Duration,
 }
@@ -190,7 +192,8 @@ impl Desk {
                 self.ledger
                     .begin(boot, name, size, range.clone(), self.fate.clone())
             });
-            let body = FileBody::new(file, range, transfer, self.metrics.clone());
+            let errands = self.errands.clone();
+            let body = FileBody::new(file, range, errands, transfer, self.metrics.clone());
             *response.body_mut() = Answer::File(body);
         }
         (outcome, response)

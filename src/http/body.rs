@@ -1,4 +1,5 @@
-//! A file as a response body: read ahead on blocking threads, one chunk at a time.
+//! A file as a response body: what is in memory goes out by the kernel alone, what is not is
+//! read on blocking threads, one chunk at a time.
 //!
 //! It knows exactly how long it is; a file that turns out shorter breaks the connection
 //! rather than end early. A body that is dropped closes its file at once.
@@ -9,6 +10,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -17,8 +19,10 @@ use tokio::task::JoinHandle;
 
 use super::ledger::Transfer;
 use super::metrics::HttpMetrics;
+use super::standin::{self, Errands};
+use crate::storage::is_at_hand;
 
-/// Bytes read at a time; one more chunk is read ahead.
+/// Bytes read at a time where they must be waited for.
 const CHUNK: u64 = 128 * 1024;
 
 /// What a response carries.
@@ -31,46 +35,76 @@ pub(super) enum Answer {
 
 pub(super) struct FileBody {
     file: Arc<File>,
-    /// What has not been asked of the disk yet.
-    unread: Range<u64>,
     /// What has not been handed over yet.
-    left: u64,
+    left: Range<u64>,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
+    errands: Errands,
+    /// Bytes that are out.
+    sent: Arc<AtomicU64>,
     transfer: Option<Transfer>,
     metrics: HttpMetrics,
 }
 
 impl FileBody {
+    /// `transfer` is told what went out.
     pub(super) fn new(
         file: File,
         range: Range<u64>,
+        errands: Errands,
         transfer: Option<Transfer>,
         metrics: HttpMetrics,
     ) -> Self {
         Self {
             file: Arc::new(file),
-            left: range.end - range.start,
-            unread: range,
+            left: range,
             reading: None,
+            errands,
+            sent: Arc::default(),
             transfer,
             metrics,
         }
     }
 
-    fn read_next(&mut self) {
-        if self.unread.is_empty() {
-            self.reading = None;
-            return;
-        }
-        let at = self.unread.start;
-        let len = CHUNK.min(self.unread.end - at);
-        self.unread.start += len;
+    /// Starts to read what comes next.
+    fn read(&self, range: Range<u64>) -> JoinHandle<io::Result<Bytes>> {
         let file = self.file.clone();
-        self.reading = Some(tokio::task::spawn_blocking(move || {
-            let mut chunk = vec![0; usize::try_from(len).map_err(io::Error::other)?];
-            file.read_exact_at(&mut chunk, at)?;
+        tokio::task::spawn_blocking(move || {
+            let length = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
+            let mut chunk = vec![0; length];
+            file.read_exact_at(&mut chunk, range.start)?;
             Ok(Bytes::from(chunk))
-        }));
+        })
+    }
+
+    /// The next bytes: stand-ins for what is in memory, else what was read.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        if self.reading.is_none() {
+            let at = self.left.start;
+            let warm = at..self.left.end.min(at + standin::LONGEST as u64);
+            if is_at_hand(&self.file, warm.start, warm.end - warm.start) {
+                return Poll::Ready(Ok(self.errands.note(&self.file, warm, &self.sent)));
+            }
+            self.reading = Some(self.read(at..warm.end.min(at + CHUNK)));
+        }
+        let Some(reading) = &mut self.reading else {
+            return Poll::Pending;
+        };
+        let chunk = ready!(Pin::new(reading).poll(cx)).unwrap_or_else(|e| Err(io::Error::other(e)));
+        self.reading = None;
+        if let Ok(chunk) = &chunk {
+            self.sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        }
+        Poll::Ready(chunk)
+    }
+}
+
+impl Drop for FileBody {
+    fn drop(&mut self) {
+        let sent = self.sent.load(Ordering::Relaxed);
+        self.metrics.sent(sent);
+        if let Some(transfer) = &mut self.transfer {
+            transfer.has_sent(sent);
+        }
     }
 }
 
@@ -82,37 +116,23 @@ impl Body for FileBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        if self.left == 0 {
+        if self.left.is_empty() {
             return Poll::Ready(None);
         }
-        if self.reading.is_none() {
-            self.read_next();
-        }
-        let Some(reading) = &mut self.reading else {
-            return Poll::Ready(None);
-        };
-        let chunk = ready!(Pin::new(reading).poll(cx)).unwrap_or_else(|e| Err(io::Error::other(e)));
-        let chunk = match chunk {
+        let chunk = match ready!(self.poll_next(cx)) {
             Ok(chunk) => chunk,
             Err(error) => {
                 tracing::warn!(%error, "a file broke off while it was read");
-                self.reading = None;
-                self.unread = 0..0;
+                self.left = 0..0;
                 return Poll::Ready(Some(Err(error)));
             }
         };
-        self.read_next();
-        let len = chunk.len() as u64;
-        self.left = self.left.saturating_sub(len);
-        if let Some(transfer) = &mut self.transfer {
-            transfer.advance(len);
-        }
-        self.metrics.sent(len);
+        self.left.start += chunk.len() as u64;
         Poll::Ready(Some(Ok(Frame::data(chunk))))
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
+        SizeHint::with_exact(self.left.end.saturating_sub(self.left.start))
     }
 
     // `is_end_stream` stays false on purpose: hyper then drops the body only when it has room

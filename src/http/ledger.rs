@@ -202,9 +202,9 @@ impl Ledger {
 }
 
 impl Transfer {
-    /// So many more bytes were handed over.
-    pub(super) const fn advance(&mut self, bytes: u64) {
-        self.sent += bytes;
+    /// So many bytes are out in all.
+    pub(super) const fn has_sent(&mut self, bytes: u64) {
+        self.sent = bytes;
     }
 }
 

@@ -7,6 +7,7 @@
 //! - `server`: listening, connections and their limits
 //! - `answer`: one request -> one response
 //! - `body`: a file as a response body
+//! - `standin`: which bytes of a body are a file's, sent by the kernel alone
 //! - `ledger`: what of a file has gone out, over several requests
 //! - `link`: a TCP stream that gives up on a reader that does not read
 //! - `metrics`: counters
@@ -17,6 +18,7 @@ mod ledger;
 mod link;
 mod metrics;
 mod server;
+mod standin;
 
 pub use metrics::HttpMetrics;
 pub use server::{BindError, HttpLimits, HttpServer};

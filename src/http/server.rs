@@ -18,6 +18,7 @@ use super::answer::Desk;
 use super::ledger::Ledger;
 use super::link::{End, Fate, Link};
 use super::metrics::{Crowded, Cut, HttpMetrics};
+use super::standin::Errands;
 use crate::boot::files::Files;
 use crate::crowd::{self, Crowd};
 
@@ -25,7 +26,7 @@ use crate::crowd::{self, Crowd};
 const LONGEST_HEAD: usize = 8192;
 /// Bytes that the kernel holds unsent: keeps the timeline honest about what a machine has,
 /// and is more than any LAN needs.
-const NOTSENT_LOWAT: u32 = 128 * 1024;
+const NOTSENT_LOWAT: u32 = 1024 * 1024;
 
 /// Limits of the boot listener. The defaults suit any site.
 #[derive(Debug, Clone, Copy)]
@@ -47,11 +48,12 @@ pub struct HttpLimits {
 impl Default for HttpLimits {
     fn default() -> Self {
         Self {
-            connections: 4096,
+            connections: 8192,
             connections_per_address: 64,
-            request: Duration::from_secs(15),
+            // By anybody's clock a slow connection is gone within 15 s.
+            request: Duration::from_secs(14),
             body: Duration::from_secs(10),
-            stall: Duration::from_secs(20),
+            stall: Duration::from_secs(14),
             drain: Duration::from_secs(5),
         }
     }
@@ -149,6 +151,7 @@ impl HttpServer {
                 client,
                 server,
                 fate,
+                errands: Errands::default(),
                 body_timeout: limits.body,
             };
             let cancel = cancel.clone();
@@ -174,13 +177,15 @@ async fn serve(stream: TcpStream, desk: Desk, limits: HttpLimits, cancel: Cancel
     let _ = socket.set_tcp_user_timeout(Some(limits.stall));
     let _ = socket.set_tcp_notsent_lowat(NOTSENT_LOWAT);
     let (fate, metrics) = (desk.fate.clone(), desk.metrics.clone());
-    let link = Link::new(stream, fate.clone(), limits.stall);
+    let link = Link::new(stream, fate.clone(), desk.errands.clone(), limits.stall);
     let service = service_fn(move |request| desk.clone().answer(request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.request)
         .max_buf_size(LONGEST_HEAD)
         .half_close(false)
+        // Stand-ins are known by their address, so hyper must not copy them.
+        .writev(true)
         .serve_connection(TokioIo::new(link), service);
     tokio::pin!(connection);
     let result = tokio::select! {

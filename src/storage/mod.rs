@@ -29,6 +29,7 @@ pub use block::{BlockDevice, BlockError, DeviceInfo, Durability, Extent, ExtentK
 pub use directory::{Directory, Scratch, Staged, StorageError};
 pub use disks::DiskStore;
 pub use holds::{HeldSnapshot, HoldTag};
+pub use nowait::{is_at_hand, read_at_hand};
 pub use pending::{Intent, Noted, Pending};
 pub use streams::{Arrived, Beat, Ingoing, Outgoing, Start, Streams, Wanted};
 pub use uploads::{Held, Hold, Standing, Upload, Uploads};

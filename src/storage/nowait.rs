@@ -57,6 +57,20 @@ pub(super) fn is_in_memory(file: &File, at: u64, length: u64) -> bool {
     done == 0 && length > 0 && found[0] >= pages
 }
 
+/// Reads from an offset on what is in memory, without waiting for the disk: the number of bytes,
+/// or `None` if none of them is there (or the file system can't tell).
+pub fn read_at_hand(file: &File, buffer: &mut [u8], offset: u64) -> Option<usize> {
+    read_at(file, buffer, i64::try_from(offset).ok()?)
+}
+
+/// True if a range of a file (not empty) can most likely be sent without waiting for a disk: its
+/// first and its last byte are in memory, and files are read from front to back. (`cachestat`
+/// knows better, but tells a file's owner alone.)
+pub fn is_at_hand(file: &File, at: u64, length: u64) -> bool {
+    let there = |at: u64| read_at_hand(file, &mut [0], at) == Some(1);
+    there(at) && there((at + length).saturating_sub(1))
+}
+
 /// Makes `to` share the blocks of `from`; `false` where the file system can't.
 pub(super) fn reflink(from: &File, to: &File) -> bool {
     // SAFETY: both are open files, and the call takes a descriptor as its argument.

@@ -2,7 +2,8 @@
 //!
 //! A stretch of the file is read straight into a row of DATA packets, headers between the
 //! payloads, so that any run of blocks is one slice to send: nothing is copied or allocated
-//! per packet. Reading is blocking work and goes to the pool for that, a stretch at a time.
+//! per packet. What is in memory is read at once; an [`Errand`] reads what is not, on a
+//! thread that may wait for a disk.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -13,6 +14,7 @@ use nix::sys::uio::preadv;
 
 use super::room::Body;
 use super::wire::{DATA_HEADER, data_header};
+use crate::storage::read_at_hand;
 
 /// Most blocks of a stretch (the system takes 1024 buffers in one read).
 const MOST_BLOCKS: u64 = 1024;
@@ -40,11 +42,12 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// `bytes` is about how much is read at a time; a whole window is in any case.
+    /// `bytes` is about how much is read at a time: as many whole windows as fit, one at least.
     pub(super) fn new(body: Body, blksize: u16, windowsize: u16, bytes: usize) -> Self {
         let size = body.size();
         let blksize = usize::from(blksize.max(1));
-        let stretch = (bytes / blksize) as u64;
+        let window = u64::from(windowsize.max(1));
+        let stretch = ((bytes / blksize) as u64).min(MOST_BLOCKS);
         Self {
             origin: match body {
                 Body::Memory(bytes) => Origin::Memory(bytes),
@@ -53,7 +56,7 @@ impl Blocks {
             size,
             blksize,
             last: size / blksize as u64 + 1,
-            stretch: stretch.clamp(1, MOST_BLOCKS).max(u64::from(windowsize)),
+            stretch: (stretch / window * window).max(window),
             packets: Vec::new(),
             first: 1,
             count: 0,
@@ -65,53 +68,83 @@ impl Blocks {
         self.blksize + DATA_HEADER
     }
 
-    /// Sees to it that [`Blocks::row`] has these blocks.
-    ///
-    /// # Errors
-    /// When the file can't be read, or has become shorter.
-    pub(super) async fn load(&mut self, first: u64, count: u16) -> io::Result<()> {
-        let end = first + u64::from(count);
-        if first >= self.first && end <= self.first + self.count {
-            return Ok(());
+    fn has(&self, first: u64, count: u16) -> bool {
+        first >= self.first && first + u64::from(count) <= self.first + self.count
+    }
+
+    /// Sees to it that [`Blocks::row`] has these blocks, if that takes no waiting; `false` if it
+    /// does, or if the file has become shorter: then an [`Errand`] tells. `scratch` is memory.
+    pub(super) fn load(&mut self, first: u64, count: u16, scratch: &mut Vec<u8>) -> bool {
+        if self.has(first, count) {
+            return true;
         }
-        let blocks = self.stretch.min((self.last + 1).saturating_sub(first));
-        let offset = (first - 1) * self.blksize as u64;
-        let bytes = (blocks * self.blksize as u64).min(self.size - offset);
-        // A block has at most 64 KiB and a stretch 1024 of them.
-        let (blocks_n, bytes) = (narrow(blocks)?, narrow(bytes)?);
-        let mut packets = std::mem::take(&mut self.packets);
-        packets.resize(blocks_n * DATA_HEADER + bytes, 0);
-        for (index, packet) in packets.chunks_mut(self.packet()).enumerate() {
-            let header = data_header(ring(first + index as u64));
-            for (to, from) in packet.iter_mut().zip(header) {
-                *to = from;
-            }
-        }
-        let blksize = self.blksize;
-        self.packets = match &self.origin {
-            Origin::Memory(all) => {
-                let from = narrow(offset)?;
-                let mut source = all.get(from..from + bytes).unwrap_or_default();
-                for packet in packets.chunks_mut(blksize + DATA_HEADER) {
-                    let (_, payload) = packet.split_at_mut(DATA_HEADER);
-                    let (now, rest) = source.split_at(payload.len().min(source.len()));
-                    payload.copy_from_slice(now);
-                    source = rest;
-                }
-                packets
-            }
+        let Stretch {
+            offset,
+            blocks,
+            bytes,
+        } = self.stretch_at(first);
+        let Ok(from) = usize::try_from(offset) else {
+            return false;
+        };
+        let source = match &self.origin {
+            Origin::Memory(all) => all.get(from..from + bytes),
             Origin::File(file) => {
-                let file = Arc::clone(file);
-                tokio::task::spawn_blocking(move || {
-                    fill(&file, offset, blksize, &mut packets).map(|()| packets)
-                })
-                .await
-                .map_err(io::Error::other)??
+                scratch.resize(bytes, 0);
+                (bytes == 0 || read_at_hand(file, scratch, offset) == Some(bytes))
+                    .then_some(scratch.as_slice())
             }
         };
+        let Some(mut source) = source else {
+            return false;
+        };
+        lay_out(&mut self.packets, first, (blocks, bytes), self.blksize);
+        for packet in self.packets.chunks_mut(self.blksize + DATA_HEADER) {
+            let (_, payload) = packet.split_at_mut(DATA_HEADER);
+            let (now, rest) = source.split_at(payload.len().min(source.len()));
+            payload.copy_from_slice(now);
+            source = rest;
+        }
         self.first = first;
-        self.count = blocks;
-        Ok(())
+        self.count = self.packets.len().div_ceil(self.packet()) as u64;
+        true
+    }
+
+    /// The stretch that begins with a block.
+    fn stretch_at(&self, first: u64) -> Stretch {
+        let blocks = self.stretch.min((self.last + 1).saturating_sub(first));
+        let offset = (first - 1) * self.blksize as u64;
+        let left = self.size.saturating_sub(offset);
+        let bytes = (blocks * self.blksize as u64).min(left);
+        // A stretch has at most 1024 blocks of 64 KiB.
+        let narrow = |n: u64| usize::try_from(n).unwrap_or(0);
+        Stretch {
+            offset,
+            blocks: narrow(blocks),
+            bytes: narrow(bytes),
+        }
+    }
+
+    /// What reads the stretch that begins with this block; [`Blocks::put`] takes its result.
+    pub(super) fn errand(&mut self, first: u64) -> Errand {
+        let stretch = self.stretch_at(first);
+        self.count = 0;
+        Errand {
+            file: match &self.origin {
+                Origin::File(file) => Some(Arc::clone(file)),
+                Origin::Memory(_) => None,
+            },
+            first,
+            stretch,
+            blksize: self.blksize,
+            packets: std::mem::take(&mut self.packets),
+        }
+    }
+
+    /// What an [`Errand`] has read.
+    pub(super) fn put(&mut self, first: u64, packets: Vec<u8>) {
+        self.packets = packets;
+        self.first = first;
+        self.count = self.packets.len().div_ceil(self.packet()) as u64;
     }
 
     /// The packets of these blocks, one behind the other; all but the file's last one are
@@ -126,6 +159,57 @@ impl Blocks {
     }
 }
 
+/// So many bytes from somewhere on, and the blocks that they make: one more, maybe empty, at the
+/// file's end.
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    offset: u64,
+    blocks: usize,
+    bytes: usize,
+}
+
+/// A stretch to be read on a thread that may wait.
+#[derive(Debug)]
+pub(super) struct Errand {
+    file: Option<Arc<File>>,
+    first: u64,
+    stretch: Stretch,
+    blksize: usize,
+    packets: Vec<u8>,
+}
+
+impl Errand {
+    /// Reads; the row of packets.
+    ///
+    /// # Errors
+    /// When the file can't be read, or has become shorter.
+    pub(super) fn run(mut self) -> io::Result<Vec<u8>> {
+        let Some(file) = self.file else {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        };
+        let Stretch {
+            offset,
+            blocks,
+            bytes,
+        } = self.stretch;
+        lay_out(&mut self.packets, self.first, (blocks, bytes), self.blksize);
+        fill(&file, offset, self.blksize, &mut self.packets)?;
+        Ok(self.packets)
+    }
+}
+
+/// Makes a row of so many packets, with their headers, for so many bytes from a block on.
+fn lay_out(packets: &mut Vec<u8>, first: u64, (blocks, bytes): (usize, usize), blksize: usize) {
+    let row = blksize + DATA_HEADER;
+    packets.resize(blocks * DATA_HEADER + bytes, 0);
+    for (index, packet) in packets.chunks_mut(row).enumerate() {
+        let header = data_header(ring(first + index as u64));
+        for (to, from) in packet.iter_mut().zip(header) {
+            *to = from;
+        }
+    }
+}
+
 /// Block numbers on the wire are the low 16 bits: 65535 is followed by 0.
 #[expect(
     clippy::cast_possible_truncation,
@@ -133,10 +217,6 @@ impl Blocks {
 )]
 const fn ring(block: u64) -> u16 {
     block as u16
-}
-
-fn narrow(n: u64) -> io::Result<usize> {
-    usize::try_from(n).map_err(io::Error::other)
 }
 
 /// Reads into the payloads of a row of packets.
@@ -170,15 +250,21 @@ mod tests {
         (0..size).map(|n| u8::try_from(n % 251).unwrap()).collect()
     }
 
-    async fn check(body: Body, all: &[u8], blksize: u16, window: u16, bytes: usize) {
+    /// `waits`: as if nothing were in memory.
+    fn check(body: Body, all: &[u8], (blksize, window): (u16, u16), bytes: usize, waits: bool) {
         let mut blocks = Blocks::new(body, blksize, window, bytes);
+        let mut scratch = Vec::new();
         let step = usize::from(blksize);
         let last = all.len() / step + 1;
         let mut first = 1;
         while first <= last {
             let count = usize::from(window).min(last - first + 1);
             let short = u16::try_from(count).unwrap();
-            blocks.load(first as u64, short).await.unwrap();
+            if waits && !blocks.has(first as u64, short) {
+                let row = blocks.errand(first as u64).run().unwrap();
+                blocks.put(first as u64, row);
+            }
+            assert!(blocks.load(first as u64, short, &mut scratch));
             let row = blocks.row(first as u64, short);
             let mut packets = row.chunks(blocks.packet());
             for block in first..first + count {
@@ -192,8 +278,8 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn rows_hold_the_file() {
+    #[test]
+    fn rows_hold_the_file() {
         for size in [0, 1, 511, 512, 513, 1024, 100_000] {
             let all = content(size);
             for (blksize, window, bytes) in [
@@ -205,20 +291,26 @@ mod tests {
                 let mut file = tempfile::tempfile().unwrap();
                 file.write_all(&all).unwrap();
                 let size = all.len() as u64;
-                check(Body::File { file, size }, &all, blksize, window, bytes).await;
+                let terms = (blksize, window);
+                for waits in [false, true] {
+                    let file = file.try_clone().unwrap();
+                    check(Body::File { file, size }, &all, terms, bytes, waits);
+                }
                 let body = Body::Memory(all.clone().into());
-                check(body, &all, blksize, window, bytes).await;
+                check(body, &all, terms, bytes, false);
             }
         }
     }
 
-    #[tokio::test]
-    async fn a_file_that_became_shorter_is_an_error() {
+    #[test]
+    fn a_file_that_became_shorter_is_an_error() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&content(5000)).unwrap();
         file.set_len(3000).unwrap();
         let mut blocks = Blocks::new(Body::File { file, size: 5000 }, 1000, 2, 0);
-        blocks.load(1, 2).await.unwrap();
-        assert!(blocks.load(3, 2).await.is_err());
+        let mut scratch = Vec::new();
+        assert!(blocks.load(1, 2, &mut scratch));
+        assert!(!blocks.load(3, 2, &mut scratch));
+        assert!(blocks.errand(3).run().is_err());
     }
 }

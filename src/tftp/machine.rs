@@ -4,10 +4,11 @@
 //! out and when, and never sees their bytes; the server reads and sends them. Times are
 //! [`Duration`]s since the transfer began.
 //!
-//! Retransmission is adaptive (RFC 6298): the wait follows the measured round trips, grows
-//! with every send that meets silence, and a block is sent at most [`SENDS`] times. Where
-//! ACKs keep coming after retransmissions, the path is lossy rather than the client gone, and
-//! each such recovery earns the transfer one more send, up to [`SENDS_LOSSY`].
+//! Retransmission is adaptive (RFC 6298): the wait follows the measured round trips and grows
+//! with every send that meets silence. A client that has said nothing yet may be a forged
+//! address, and gets [`SENDS`] packets at most. One that has said something is given up when
+//! nothing has moved for a while, [`SILENCE`], however often was sent meanwhile: on a path that
+//! loses packets a count would end transfers that still move.
 //!
 //! Races we accept: a client that ends without its last ACK (or whose last ACK is lost) is
 //! [`Outcome::Unconfirmed`], because no packet can tell the two apart. Clients that follow
@@ -18,12 +19,16 @@ use std::time::Duration;
 
 use super::wire::{DEFAULT_BLKSIZE, ErrorCode, Opt, Options};
 
-/// Sends of a block without progress, the first one included.
+/// Packets to a client that has not answered yet, the first one included.
 pub const SENDS: u32 = 6;
-/// The same on a path that has shown loss and recovered.
-pub const SENDS_LOSSY: u32 = 12;
+/// A client that has answered is given up after that long without progress...
+pub const SILENCE: Duration = Duration::from_secs(30);
+/// ... and after that long if all is sent: most likely it has everything.
+pub const LAST_SILENCE: Duration = Duration::from_secs(10);
+/// Sends of one window that repeated ACKs may ask for.
+const ASKED: u32 = 12;
 /// Wait before the first retransmission while no round trip has been measured.
-pub const FIRST_WAIT: Duration = Duration::from_millis(500);
+pub const FIRST_WAIT: Duration = Duration::from_millis(150);
 /// Shortest wait: below it, a client that pauses a moment would be sent everything twice.
 pub const MIN_WAIT: Duration = Duration::from_millis(50);
 /// Longest first wait, whatever round trips were measured.
@@ -143,7 +148,7 @@ pub enum Outcome {
         /// Its words, printable ASCII.
         message: String,
     },
-    /// A block met silence too often.
+    /// The client fell silent.
     TimedOut {
         /// The first block that was not acknowledged, from 1; 0 for the OACK.
         block: u64,
@@ -310,16 +315,33 @@ impl Machine {
         // bound: an early retransmission does no harm, a late one costs a boot its seconds.
         let longest = self.terms.timeout.unwrap_or(MAX_WAIT).min(MAX_WAIT);
         let wait = self.wait().min(longest);
-        (self.last_sent_at + wait).min(self.end_of_patience())
+        let given_up = self.first_sent_at.saturating_add(self.silence());
+        (self.last_sent_at + wait)
+            .min(given_up)
+            .min(self.end_of_patience())
+    }
+
+    /// How long nothing may move.
+    fn silence(&self) -> Duration {
+        if !self.heard {
+            // Counted, not timed.
+            Duration::MAX
+        } else if self.all_sent() {
+            LAST_SILENCE
+        } else {
+            SILENCE
+        }
     }
 
     /// The wait after the last send.
     fn wait(&self) -> Duration {
         let trip = self.trip.wait;
         let resent = self.sends.saturating_sub(1);
-        if self.recoveries < LOSSY {
+        if !self.heard {
             // Six sends have to last for a while, so the waits grow fast.
             trip.saturating_mul(3_u32.saturating_pow(resent))
+        } else if self.recoveries < LOSSY {
+            trip.saturating_mul(2_u32.saturating_pow(resent))
         } else if resent < self.burst() {
             trip.saturating_mul(2_u32.saturating_pow(resent.saturating_sub(1)))
         } else {
@@ -417,7 +439,8 @@ impl Machine {
         if now < self.deadline() {
             return Step::Wait;
         }
-        if self.sends >= self.most_sends() {
+        let counted = !self.heard && self.sends >= SENDS;
+        if counted || now.saturating_sub(self.first_sent_at) >= self.silence() {
             return Step::End(if self.all_sent() {
                 Outcome::Unconfirmed
             } else {
@@ -431,10 +454,6 @@ impl Machine {
             return Step::SendOptionAck;
         }
         self.fly(now)
-    }
-
-    fn most_sends(&self) -> u32 {
-        (SENDS + self.recoveries).min(SENDS_LOSSY)
     }
 
     fn end_of_patience(&self) -> Duration {
@@ -469,7 +488,7 @@ impl Machine {
             self.echoes = self.echoes.saturating_add(1);
             return self.idle();
         }
-        if self.echoes >= ECHOES || self.sends >= self.most_sends() {
+        if self.echoes >= ECHOES || self.sends >= ASKED {
             return self.idle();
         }
         self.fly(now)
@@ -524,5 +543,4 @@ impl Machine {
 }
 
 #[cfg(test)]
-#[path = "machine_tests.rs"]
 mod tests;

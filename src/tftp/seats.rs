@@ -3,10 +3,9 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-use tokio_util::sync::CancellationToken;
 
 use super::metrics::Silence;
 
@@ -57,7 +56,7 @@ struct Table {
 struct Entry {
     number: u64,
     request: Box<[u8]>,
-    superseded: CancellationToken,
+    superseded: Arc<AtomicBool>,
     /// Time of its last sign of life, once it is confirmed.
     alive_at: Option<Duration>,
 }
@@ -94,7 +93,7 @@ impl Seats {
             if *entry.request == *request && !stale {
                 return Err(Silence::Repeated);
             }
-            entry.superseded.cancel();
+            entry.superseded.store(true, Ordering::Relaxed);
             table.leave(key);
         }
         if table.seats.len() >= self.caps.transfers {
@@ -112,13 +111,13 @@ impl Seats {
         source.unconfirmed += 1;
         table.next += 1;
         let number = table.next;
-        let superseded = CancellationToken::new();
+        let superseded = Arc::new(AtomicBool::new(false));
         table.seats.insert(
             key,
             Entry {
                 number,
                 request: request.into(),
-                superseded: superseded.clone(),
+                superseded: Arc::clone(&superseded),
                 alive_at: None,
             },
         );
@@ -166,11 +165,15 @@ pub(super) struct Seat {
     seats: Seats,
     key: Key,
     number: u64,
-    /// Cancelled when another request takes this seat.
-    pub(super) superseded: CancellationToken,
+    superseded: Arc<AtomicBool>,
 }
 
 impl Seat {
+    /// True once another request has taken this seat.
+    pub(super) fn is_superseded(&self) -> bool {
+        self.superseded.load(Ordering::Relaxed)
+    }
+
     /// The client is really there (`now` from the server's start).
     pub(super) fn alive(&self, now: Duration) {
         let mut table = self.seats.lock();
@@ -225,7 +228,7 @@ mod tests {
         assert_eq!(again(5999).unwrap_err(), Silence::Repeated);
         // A machine that was reset asks the same from the same port.
         let newer = again(6000).unwrap();
-        assert!(seat.superseded.is_cancelled());
+        assert!(seat.is_superseded());
         drop(seat);
         assert_eq!(seats.taken(), 1);
         drop(newer);
@@ -238,7 +241,7 @@ mod tests {
         let seats = Seats::new(Caps::default());
         let probe = seats.take(client(2, 2070), SERVER, b"a", at(0)).unwrap();
         let real = seats.take(client(2, 2070), SERVER, b"b", at(1)).unwrap();
-        assert!(probe.superseded.is_cancelled() && !real.superseded.is_cancelled());
+        assert!(probe.is_superseded() && !real.is_superseded());
         drop(probe);
         assert_eq!(seats.taken(), 1);
     }

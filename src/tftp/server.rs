@@ -1,8 +1,8 @@
 //! The port for requests: who may ask, and what a request gets.
 //!
 //! One reader takes requests and hands each, checked and seated, to a task of its own; the
-//! file is opened there, so that a slow disk or catalog holds up one client. Replies leave by
-//! the address that was asked. No protocol policy here: that is [`super::machine`]'s.
+//! file is opened there, so that a slow disk or catalog holds up one client. The transfer then
+//! lives on a thread of [`super::pump`]. Replies leave by the address that was asked. No protocol policy here: that is [`super::machine`]'s.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::metrics::{Refusal, Silence, TftpMetrics};
+use super::pump::Pumps;
 use super::room::{Ask, Room};
 use super::seats::{Seat, Seats};
 use super::transfer::{Shared, Transfer, suspect};
@@ -30,11 +31,9 @@ pub use super::seats::Caps;
 
 /// How long transfers may go on after the stop was asked for.
 const DRAIN: Duration = Duration::from_secs(5);
-/// Bytes read from a file at a time, while few transfers share the memory, and when many do.
-const READ_AHEAD: usize = 256 * 1024;
-const READ_AHEAD_MANY: usize = 32 * 1024;
-/// How many are many.
-const MANY: usize = 128;
+/// Bytes read from a file at a time: with it a transfer costs less than 64 KiB, and the kernel
+/// reads ahead of it anyway.
+const READ_AHEAD: usize = 48 * 1024;
 /// Pause after an error of the port itself, so that it can't become a busy loop.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -90,6 +89,7 @@ struct Desk {
     room: Room,
     seats: Seats,
     shared: Shared,
+    pumps: Arc<Pumps>,
 }
 
 impl TftpServer {
@@ -135,7 +135,7 @@ impl TftpServer {
     /// seconds, and tells those that are left that the server stops.
     ///
     /// # Errors
-    /// When the socket can't be used by the runtime.
+    /// When the socket can't be used by the runtime, or there is no thread to be had.
     pub async fn run(
         self,
         room: Room,
@@ -143,9 +143,8 @@ impl TftpServer {
         clock: Clock,
         cancel: CancellationToken,
     ) -> io::Result<()> {
-        let stop = CancellationToken::new();
         // If this future is dropped, its transfers end with it.
-        let _stop_with_us = stop.clone().drop_guard();
+        let pumps = Arc::new(Pumps::start(&clock)?);
         let tasks = TaskTracker::new();
         let desk = Desk {
             socket: Arc::new(UdpSocket::from_std(self.socket)?),
@@ -156,13 +155,14 @@ impl TftpServer {
                 clock,
                 metrics,
                 port: self.address.port(),
-                stop: stop.clone(),
+                tasks: tasks.clone(),
             },
+            pumps: Arc::clone(&pumps),
         };
         tracing::info!(listen = %self.address, "TFTP listens");
         tokio::select! {
             () = cancel.cancelled() => {}
-            () = desk.receive(&tasks) => {}
+            () = desk.receive() => {}
         }
         tasks.close();
         if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
@@ -170,7 +170,7 @@ impl TftpServer {
                 transfers = desk.seats.taken(),
                 "TFTP transfers cut off by the stop"
             );
-            stop.cancel();
+            pumps.end();
             let _ = tokio::time::timeout(DRAIN, tasks.wait()).await;
         }
         Ok(())
@@ -198,7 +198,7 @@ struct Ends {
 
 impl Desk {
     /// Takes datagrams for ever.
-    async fn receive(&self, tasks: &TaskTracker) {
+    async fn receive(&self) {
         // One byte more than a request may have shows that it has too many.
         let mut buffer = [0_u8; wire::MAX_REQUEST + 1];
         let mut control = nix::cmsg_space!(libc::in_pktinfo);
@@ -214,7 +214,9 @@ impl Desk {
                     let bytes = buffer.get(..length).unwrap_or_default();
                     if let Some(call) = self.judge(bytes, ends) {
                         let desk = self.clone();
-                        tasks.spawn(async move { desk.serve(call).await });
+                        self.shared
+                            .tasks
+                            .spawn(async move { desk.serve(call).await });
                     }
                 }
                 Ok((_, None)) => self.shared.metrics.silent(Silence::SourceAddress),
@@ -306,11 +308,6 @@ impl Desk {
                 return self.refuse(call.client, call.server, reason, &words);
             }
         };
-        let read_ahead = if self.seats.taken() > MANY {
-            READ_AHEAD_MANY
-        } else {
-            READ_AHEAD
-        };
         let ends = (call.client, call.server);
         let shared = self.shared.clone();
         match Transfer::open(
@@ -320,9 +317,9 @@ impl Desk {
             &call.options,
             opened,
             asked_at,
-            read_ahead,
+            READ_AHEAD,
         ) {
-            Ok(transfer) => transfer.run().await,
+            Ok(transfer) => self.pumps.run(transfer),
             Err(e) => {
                 tracing::warn!(client.address = %call.client, file = name, error = %e, "TFTP has no socket for a transfer");
                 let words = "the server is out of sockets";

@@ -2,22 +2,18 @@
 //!
 //! The socket has a fresh port on the address that was asked, and is not connected: a
 //! stranger at that port must be told so (RFC 1350 section 4), and a connected socket never
-//! sees one. What costs time per packet is kept away: the timer is moved only when it fires,
-//! and a window goes out in one system call (UDP segmentation offload) where that works.
+//! sees one. A window goes out in one system call (UDP segmentation offload) where that works.
+//! It waits for nothing: [`super::pump`] calls it when something has come or is due.
 
-use std::future::{Future, poll_fn};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::pin::{Pin, pin};
-use std::task::Poll;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
-use tokio::io::ReadBuf;
-use tokio::net::UdpSocket;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::blocks::Blocks;
+use super::blocks::{Blocks, Errand};
 use super::machine::{Limits, Machine, Outcome, Step, negotiate};
 use super::metrics::{Ending, Refusal, Silence, TftpMetrics};
 use super::room::{Opened, Progress, Watch};
@@ -35,6 +31,8 @@ const HEADERS: u16 = 20 + 8 + 4;
 const ETHERNET: u16 = 1500;
 /// Strangers that are answered in one transfer.
 const STRANGERS: u32 = 8;
+/// How long a timer is put off while bytes are read.
+const READING: Duration = Duration::from_millis(100);
 /// How often the seat hears that the client lives.
 const HEARTBEAT: Duration = Duration::from_millis(200);
 
@@ -47,8 +45,8 @@ pub(super) struct Shared {
     pub(super) started: Instant,
     /// Port for requests.
     pub(super) port: u16,
-    /// Cancelled when transfers must end.
-    pub(super) stop: CancellationToken,
+    /// All that lives, for the server to wait for when it stops.
+    pub(super) tasks: TaskTracker,
 }
 
 /// A source port from which no client of ours asks: other servers' ports, where an answer
@@ -73,15 +71,26 @@ pub(super) struct Transfer {
     told_sent: bool,
     alive_at: Duration,
     strangers: u32,
+    /// Blocks that go out once they are read.
+    unread: Option<(u64, u16)>,
+    /// Held while it lives: the server waits for its transfers when it stops.
+    _counted: TaskTrackerToken,
 }
 
-/// What woke the transfer.
-enum Event {
-    Packet(usize, SocketAddr),
-    Timer,
-    Superseded,
-    Stopped,
-    Broken(io::Error),
+/// What a transfer needs next.
+pub(super) enum Next {
+    /// To be called when something comes, and at this time at the latest.
+    Due(Instant),
+    /// Bytes that are not in memory; until it has them, it must not be called.
+    Read(Errand),
+    /// Nothing any more.
+    Over,
+}
+
+/// What the transfers of a thread share: memory for one moment.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    pub(super) bytes: Vec<u8>,
 }
 
 impl Transfer {
@@ -112,10 +121,13 @@ impl Transfer {
         let segments = terms.windowsize > 1
             && i32::try_from(blocks.packet())
                 .is_ok_and(|size| setsockopt(&socket, sockopt::UdpGsoSegment, &size).is_ok());
+        // Whatever becomes of it from here on, it ends by `end`.
+        shared.metrics.active.inc();
         Ok(Self {
+            _counted: shared.tasks.token(),
             shared,
             seat,
-            socket: UdpSocket::from_std(socket)?,
+            socket,
             client,
             machine,
             blocks,
@@ -126,13 +138,126 @@ impl Transfer {
             told_sent: false,
             alive_at: Duration::ZERO,
             strangers: 0,
+            unread: None,
         })
     }
 
-    /// Runs it to its end, and tells of it.
-    pub(super) async fn run(mut self) {
-        self.shared.metrics.active.inc();
-        let (ending, cause) = self.converse().await;
+    pub(super) const fn socket(&self) -> &UdpSocket {
+        &self.socket
+    }
+
+    /// Sends its first packet.
+    pub(super) fn begin(&mut self, scratch: &mut Scratch) -> Next {
+        let step = self.machine.start(self.elapsed());
+        self.perform(step, scratch)
+    }
+
+    /// Takes one packet, if there is one.
+    pub(super) fn readable(&mut self, scratch: &mut Scratch) -> Next {
+        if self.unread.is_some() {
+            return self.later();
+        }
+        let mut buffer = [0_u8; wire::MAX_REQUEST];
+        match self.socket.recv_from(&mut buffer) {
+            Ok((length, from)) => {
+                if self.seat.is_superseded() {
+                    return self.end(Ending::Superseded, "the client asked anew".to_owned());
+                }
+                let step = self.take(buffer.get(..length).unwrap_or_default(), from);
+                self.perform(step, scratch)
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.due(),
+            Err(e) if is_loss(&e) => self.due(),
+            Err(e) => self.broken(&e),
+        }
+    }
+
+    /// Its time has come.
+    pub(super) fn timer(&mut self, scratch: &mut Scratch) -> Next {
+        if self.unread.is_some() {
+            return self.later();
+        }
+        if self.seat.is_superseded() {
+            return self.end(Ending::Superseded, "the client asked anew".to_owned());
+        }
+        let step = self.machine.on_timer(self.elapsed());
+        self.perform(step, scratch)
+    }
+
+    /// The bytes that it waited for.
+    pub(super) fn has_read(&mut self, row: io::Result<Vec<u8>>, scratch: &mut Scratch) -> Next {
+        let Some((first, count)) = self.unread.take() else {
+            return self.due();
+        };
+        match row {
+            Ok(row) => {
+                self.blocks.put(first, row);
+                self.perform(Step::SendBlocks { first, count }, scratch)
+            }
+            Err(e) => {
+                self.say(ErrorCode::Undefined, "the file can't be read");
+                self.end(Ending::ReadFailed, format!("can't read the file: {e}"))
+            }
+        }
+    }
+
+    /// The server stops.
+    pub(super) fn cut_off(&mut self) {
+        self.say(ErrorCode::Undefined, "the server is stopping");
+        self.end(Ending::Stopped, "the server stopped".to_owned());
+    }
+
+    /// Its socket is of no use.
+    pub(super) fn broken(&mut self, error: &io::Error) -> Next {
+        self.end(Ending::SendFailed, format!("can't receive: {error}"))
+    }
+
+    /// Does what the machine says.
+    fn perform(&mut self, step: Step, scratch: &mut Scratch) -> Next {
+        match step {
+            Step::Wait => {}
+            Step::SendOptionAck => {
+                let mut oack = Vec::new();
+                wire::encode_option_ack(&self.machine.terms().granted, &mut oack);
+                if let Err(e) = self.send(&oack) {
+                    return self.end(Ending::SendFailed, format!("can't send: {e}"));
+                }
+            }
+            Step::SendBlocks { first, count } => {
+                if !self.blocks.load(first, count, &mut scratch.bytes) {
+                    self.unread = Some((first, count));
+                    return Next::Read(self.blocks.errand(first));
+                }
+                if let Err(e) = self.send_row(first, count) {
+                    return self.end(Ending::SendFailed, format!("can't send: {e}"));
+                }
+                let now = self.elapsed();
+                self.machine.on_sent(now);
+                if self.machine.lingers() {
+                    // The machine may be running what it got by now: don't keep the
+                    // tracker waiting for an ACK that will not come.
+                    self.tell_sent(now);
+                }
+            }
+            Step::End(outcome) => {
+                let (ending, cause) = named(outcome);
+                return self.end(ending, cause);
+            }
+        }
+        self.due()
+    }
+
+    fn due(&self) -> Next {
+        Next::Due(self.asked_at + self.machine.deadline())
+    }
+
+    /// While bytes are read, what the machine waits for may be overdue.
+    fn later(&self) -> Next {
+        Next::Due(self.shared.clock.instant() + READING)
+    }
+
+    /// Tells how it ended.
+    fn end(&mut self, ending: Ending, cause: String) -> Next {
         let took = self.elapsed();
         let metrics = &self.shared.metrics;
         metrics.active.dec();
@@ -167,122 +292,14 @@ impl Transfer {
                 });
             }
         }
-    }
-
-    /// Packets back and forth; returns the end and its cause in words.
-    async fn converse(&mut self) -> (Ending, String) {
-        let (superseded, stop) = (self.seat.superseded.clone(), self.shared.stop.clone());
-        let mut superseded = pin!(superseded.cancelled());
-        let mut stopped = pin!(stop.cancelled());
-        let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
-        let mut armed = Duration::MAX;
-        let mut buffer = [0_u8; wire::MAX_REQUEST];
-        let mut step = self.machine.start(self.elapsed());
-        loop {
-            match step {
-                Step::Wait => {}
-                Step::SendOptionAck => {
-                    let mut oack = Vec::new();
-                    wire::encode_option_ack(&self.machine.terms().granted, &mut oack);
-                    if let Err(e) = self.socket.send_to(&oack, self.client).await {
-                        return (Ending::SendFailed, format!("can't send: {e}"));
-                    }
-                }
-                Step::SendBlocks { first, count } => {
-                    if let Err(e) = self.blocks.load(first, count).await {
-                        self.say(ErrorCode::Undefined, "the file can't be read")
-                            .await;
-                        return (Ending::ReadFailed, format!("can't read the file: {e}"));
-                    }
-                    if let Err(e) = self.send_row(first, count).await {
-                        return (Ending::SendFailed, format!("can't send: {e}"));
-                    }
-                    let now = self.elapsed();
-                    self.machine.on_sent(now);
-                    if self.machine.lingers() {
-                        // The machine may be running what it got by now: don't keep the
-                        // tracker waiting for an ACK that will not come.
-                        self.tell_sent(now);
-                    }
-                }
-                Step::End(outcome) => return named(outcome),
-            }
-            let deadline = self.machine.deadline();
-            // The timer is moved only if it would be late: moving it for every packet costs
-            // more than letting it fire early now and then.
-            if deadline < armed {
-                armed = deadline;
-                let wait = deadline.saturating_sub(self.elapsed());
-                timer.as_mut().reset(tokio::time::Instant::from_std(
-                    self.shared.clock.instant() + wait,
-                ));
-            }
-            let event = self
-                .event(
-                    &mut buffer,
-                    timer.as_mut(),
-                    superseded.as_mut(),
-                    stopped.as_mut(),
-                )
-                .await;
-            step = match event {
-                Event::Packet(length, from) => {
-                    self.take(buffer.get(..length).unwrap_or_default(), from)
-                        .await
-                }
-                Event::Timer => {
-                    armed = Duration::MAX;
-                    self.machine.on_timer(self.elapsed())
-                }
-                Event::Superseded => {
-                    return (Ending::Superseded, "the client asked anew".to_owned());
-                }
-                Event::Stopped => {
-                    self.say(ErrorCode::Undefined, "the server is stopping")
-                        .await;
-                    return (Ending::Stopped, "the server stopped".to_owned());
-                }
-                Event::Broken(e) => return (Ending::SendFailed, format!("can't receive: {e}")),
-            };
-        }
-    }
-
-    async fn event(
-        &self,
-        buffer: &mut [u8],
-        mut timer: Pin<&mut tokio::time::Sleep>,
-        mut superseded: Pin<&mut WaitForCancellationFuture<'_>>,
-        mut stopped: Pin<&mut WaitForCancellationFuture<'_>>,
-    ) -> Event {
-        poll_fn(|cx| {
-            let mut read = ReadBuf::new(buffer);
-            match self.socket.poll_recv_from(cx, &mut read) {
-                Poll::Ready(Ok(from)) => {
-                    return Poll::Ready(Event::Packet(read.filled().len(), from));
-                }
-                Poll::Ready(Err(e)) => return Poll::Ready(Event::Broken(e)),
-                Poll::Pending => {}
-            }
-            if timer.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Event::Timer);
-            }
-            if superseded.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Event::Superseded);
-            }
-            if stopped.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Event::Stopped);
-            }
-            Poll::Pending
-        })
-        .await
+        Next::Over
     }
 
     /// A packet came to the transfer's port.
-    async fn take(&mut self, bytes: &[u8], from: SocketAddr) -> Step {
+    fn take(&mut self, bytes: &[u8], from: SocketAddr) -> Step {
         let packet = wire::parse(bytes);
         if from != SocketAddr::V4(self.client) {
-            self.meet_stranger(from, matches!(packet, Ok(Packet::Error { .. })))
-                .await;
+            self.meet_stranger(from, matches!(packet, Ok(Packet::Error { .. })));
             return Step::Wait;
         }
         let now = self.elapsed();
@@ -304,7 +321,7 @@ impl Transfer {
 
     /// RFC 1350 section 4: a packet from elsewhere gets an ERROR and disturbs nothing; an
     /// ERROR gets none.
-    async fn meet_stranger(&mut self, from: SocketAddr, is_error: bool) {
+    fn meet_stranger(&mut self, from: SocketAddr, is_error: bool) {
         let metrics = &self.shared.metrics;
         if is_error {
             metrics.silent(Silence::Error);
@@ -322,7 +339,7 @@ impl Transfer {
                 &mut error,
             );
             // A stranger's loss is no event of this transfer.
-            let _ = self.socket.send_to(&error, from).await;
+            let _ = self.socket.send_to(&error, from);
         }
     }
 
@@ -357,18 +374,28 @@ impl Transfer {
     }
 
     /// Last words; whether they arrive is not waited for.
-    async fn say(&self, code: ErrorCode, message: &str) {
+    fn say(&self, code: ErrorCode, message: &str) {
         let mut error = Vec::new();
         wire::encode_error(code, message, &mut error);
-        let _ = self.socket.send_to(&error, self.client).await;
+        let _ = self.socket.send_to(&error, self.client);
+    }
+
+    /// Sends one packet. What the system drops for want of memory or of a neighbour is lost
+    /// like any packet on the way, and is sent again.
+    fn send(&self, packet: &[u8]) -> io::Result<()> {
+        match self.socket.send_to(packet, self.client) {
+            Err(e) if !is_loss(&e) => Err(e),
+            _ => Ok(()),
+        }
     }
 
     /// Sends blocks that are loaded, all in one call if the kernel cuts them.
-    async fn send_row(&mut self, first: u64, count: u16) -> io::Result<()> {
+    fn send_row(&mut self, first: u64, count: u16) -> io::Result<()> {
         let row = self.blocks.row(first, count);
         if self.segments {
-            match self.socket.send_to(row, self.client).await {
+            match self.socket.send_to(row, self.client) {
                 Ok(_) => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 // No segmentation on this path (a device without checksums, a smaller MTU on
                 // the way): from now on one by one.
                 Err(_) => {
@@ -378,13 +405,7 @@ impl Transfer {
             }
         }
         for packet in row.chunks(self.blocks.packet()) {
-            match self.socket.send_to(packet, self.client).await {
-                Ok(_) => {}
-                // What the system drops for want of memory or of a neighbour is lost like
-                // any packet on the way, and is sent again.
-                Err(e) if is_loss(&e) => break,
-                Err(e) => return Err(e),
-            }
+            self.send(packet)?;
         }
         Ok(())
     }
@@ -402,7 +423,9 @@ fn is_loss(e: &io::Error) -> bool {
     matches!(
         e.raw_os_error(),
         Some(
-            libc::ENOBUFS
+            libc::EAGAIN
+                | libc::EINTR
+                | libc::ENOBUFS
                 | libc::ENOMEM
                 | libc::ENETDOWN
                 | libc::ENETUNREACH

@@ -22,11 +22,11 @@ use tokio::process::{Child, Command};
 use crate::support::TestDb;
 
 /// A server process with a catalog and a store that outlive it.
-pub(super) struct Server {
-    pub(super) config: PathBuf,
+pub(crate) struct Server {
+    pub(crate) config: PathBuf,
     state: PathBuf,
     base: String,
-    pub(super) child: Child,
+    pub(crate) child: Child,
     http: reqwest::Client,
 }
 
@@ -73,7 +73,7 @@ impl Server {
 
     /// One with further tables in its configuration that is started with further arguments, and
     /// not waited for.
-    pub(super) fn begin(url: &str, dir: &Path, tables: &str, more: &[&str]) -> Self {
+    pub(crate) fn begin(url: &str, dir: &Path, tables: &str, more: &[&str]) -> Self {
         // Ports that were free a moment ago.
         let taken: Vec<TcpListener> = (0..6)
             .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
@@ -122,17 +122,17 @@ impl Server {
     }
 
     /// What it has logged.
-    pub(super) fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.config.with_file_name("log")).unwrap_or_default()
     }
 
     /// True once it is ready.
-    pub(super) async fn answers(&self) -> bool {
+    pub(crate) async fn answers(&self) -> bool {
         let asked = self.http.get(format!("{}/readyz", self.base)).send().await;
         asked.is_ok_and(|a| a.status().is_success())
     }
 
-    pub(super) async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         for _ in 0..300 {
             if self.answers().await {
                 return;

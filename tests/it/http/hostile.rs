@@ -107,7 +107,7 @@ async fn one_address_can_not_take_all_places() {
 }
 
 /// How many descriptors of this process are open on a file.
-fn open_on(path: &std::path::Path) -> usize {
+pub(super) fn open_on(path: &std::path::Path) -> usize {
     std::fs::read_dir("/proc/self/fd")
         .unwrap()
         .filter(|fd| {

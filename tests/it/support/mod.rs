@@ -384,3 +384,9 @@ pub(crate) fn session(of: &Attempt, image_id: Uuid) -> BootSession {
         boot_server_ip: Some(Ipv4Addr::new(10, 1, 0, 1)),
     }
 }
+
+/// True in the long runs: `DLS_TORTURE` is set.
+#[expect(clippy::disallowed_methods, reason = "the switch of the long runs")]
+pub(crate) fn torture() -> bool {
+    std::env::var_os("DLS_TORTURE").is_some()
+}

@@ -134,7 +134,26 @@ async fn loops_can_not_begin() {
         let answer = tokio::time::timeout(Duration::from_millis(200), socket.recv(&mut buffer));
         assert!(answer.await.is_err(), "port {port} was answered");
     }
-    assert_eq!(silent(&server, Silence::SourcePort), 3);
+    // Our own port, forged: the server would talk to itself for ever.
+    let own = server.address.port();
+    let mut forged = Vec::new();
+    let request = rrq("f", &[]);
+    for word in [own, own, u16::try_from(8 + request.len()).unwrap(), 0] {
+        forged.extend_from_slice(&word.to_be_bytes());
+    }
+    forged.extend_from_slice(&request);
+    let (domain, kind) = (socket2::Domain::IPV4, socket2::Type::RAW);
+    let raw = socket2::Socket::new(domain, kind, Some(socket2::Protocol::UDP)).unwrap();
+    let to = std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    raw.send_to(&forged, &to.into()).unwrap();
+    for _ in 0..500 {
+        if silent(&server, Silence::SourcePort) == 4 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(silent(&server, Silence::SourcePort), 4);
+    assert_eq!(server.metrics.blocks.get(), 0, "no DATA for any of them");
 }
 
 /// RFC 1123 section 4.2.3.5: a request to a broadcast address is ignored.

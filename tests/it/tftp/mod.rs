@@ -1,6 +1,6 @@
 //! TFTP over real sockets: `clients` (programs that people have), `protocol` (a client of our
 //! own that misbehaves on purpose), `hostile` (packets no client sends), `loss` (a lossy
-//! network in a namespace). This file runs the server on a set of files.
+//! network in a namespace), `crowd` (thousands at once). This file runs the server on a set of files.
 
 #![expect(
     clippy::unwrap_used,
@@ -8,6 +8,7 @@
 )]
 
 mod clients;
+mod crowd;
 mod hostile;
 mod loss;
 mod protocol;

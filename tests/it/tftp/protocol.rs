@@ -362,7 +362,7 @@ async fn case_8_strangers_do_no_harm() {
 }
 
 /// RFC 2349, RFC 6298; reliability case 9 and the scoreboard: six sends to a silent client,
-/// the first retry within a second, and all of it small.
+/// the first retry soon, and all of it small.
 #[tokio::test]
 async fn case_9_a_silent_client_gets_six_packets() {
     let server = serve(&[("f", memory(&noise(100_000, 9)))]);
@@ -374,12 +374,15 @@ async fn case_9_a_silent_client_gets_six_packets() {
     let mut bytes = 0;
     let mut packets = 0;
     let first = client.next(Duration::from_secs(1)).await;
-    let second = client.next(Duration::from_millis(1100)).await;
+    let second = client.next(Duration::from_millis(700)).await;
     for (packet, _) in [first, second].into_iter().flatten() {
         packets += 1;
         bytes += packet.len();
     }
-    assert_eq!(packets, 2, "first retry within a second");
+    assert_eq!(
+        packets, 2,
+        "first retry soon (150 ms; this machine may be busy)"
+    );
     while let Some((packet, _)) = client.next(Duration::from_millis(2500)).await {
         packets += 1;
         bytes += packet.len();
@@ -405,16 +408,22 @@ async fn a_repeated_request_is_one_transfer() {
         client.send(&rrq("f", &[]), server.address.into()).await;
     }
     let (_, port) = client.next(SOON).await.unwrap();
-    let again = client.next(QUIET).await;
-    assert!(again.is_none(), "{again:?}");
+    // The one transfer may send its block again; nobody else says anything.
+    while let Some((packet, from)) = client.next(QUIET).await {
+        assert_eq!((&packet[..4], from), (&[0, 3, 0, 1][..], port));
+    }
     assert_eq!(silent(&server, Silence::Repeated), 4);
     // Another request from the same port takes over (ROMs with one fixed port).
     client
         .send(&rrq("f", &[("tsize", "0")]), server.address.into())
         .await;
-    let (answer, newer) = client.next(SOON).await.unwrap();
+    let (answer, newer) = loop {
+        let (answer, from) = client.next(SOON).await.unwrap();
+        if from != port {
+            break (answer, from);
+        }
+    };
     assert_eq!(answer[1], 6);
-    assert_ne!(newer, port);
     server.wait_for(Ending::Superseded, 1).await;
     client.send(b"\0\x05\0\x08\0", newer).await;
     server.wait_for(Ending::Probe, 1).await;
