@@ -82,7 +82,10 @@ impl Registrar {
         state.refill(now);
         state.count(snapshot);
         let known_soon = state.pending.contains(&mac);
-        if known_soon || (state.tokens > 0 && state.waiting + state.pending.len() < cap) {
+        // What has its row by now is counted as waiting already.
+        let unwritten = |mac: &&MacAddr| snapshot.client_by_mac(**mac).is_none();
+        let under_way = state.pending.iter().filter(unwritten).count();
+        if known_soon || (state.tokens > 0 && state.waiting + under_way < cap) {
             Unknown::Register
         } else {
             Unknown::CapReached
@@ -239,6 +242,22 @@ mod tests {
             registrar.stance(mac(3), &snapshot, now),
             Unknown::CapReached
         );
+    }
+
+    #[test]
+    fn a_row_that_is_written_counts_once() {
+        let now = Timestamp::UNIX_EPOCH;
+        let (registrar, _queue) = Registrar::new(UnknownClients::Register { cap: 2 }, now);
+        let none = Arc::new(Snapshot::default());
+        assert_eq!(registrar.stance(mac(1), &none, now), Unknown::Register);
+        registrar.begin(mac(1), None, now);
+        // The cache has it before the task that wrote it says so.
+        let loaded = Loaded {
+            clients: vec![unknown_client(mac(1), None, now)],
+            ..Loaded::default()
+        };
+        let written = Arc::new(Snapshot::new(loaded));
+        assert_eq!(registrar.stance(mac(2), &written, now), Unknown::Register);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! One reader takes requests and hands each, checked and seated, to a task of its own; the
 //! file is opened there, so that a slow disk or catalog holds up one client. The transfer then
-//! lives on a thread of [`super::pump`]. Replies leave by the address that was asked. No protocol policy here: that is [`super::machine`]'s.
+//! lives on a thread of `pump`. Replies leave by the address that was asked. No protocol policy here: that is [`super::machine`]'s.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
