@@ -87,6 +87,10 @@ class Server:
             time.sleep(0.1)
         sys.exit(f"{command}: {(self.home / 'log').read_text()[-3000:]}")
 
+    def notes(self):
+        """What there is to say of it after its runs."""
+        return ""
+
     def end(self):
         for process in reversed(self.processes):
             process.send_signal(signal.SIGINT if "postgres" in str(process.args) else signal.SIGTERM)
@@ -119,6 +123,14 @@ class Dls(Server):
         self.start(DLS, "--config", config, "serve", ready=ready)
         run(*dls, "range", "add", "--network", NETWORK, "--pool", POOL, "--mode", "full")
         self.sync = synced(run(*dls, "psql", "--", "-Atc", SYNCED))
+
+    def notes(self):
+        metrics = run(*in_server("curl", "-fsm5", "http://127.0.0.1:8080/metrics"))
+
+        def count(name):
+            return int(re.search(rf"^dls_dhcp_{name} (\d+)$", metrics, re.M)[1])
+        return (f"{count('leases_owed_total'):,} leases were synced to dls's own journal before they were in PostgreSQL "
+                f"(which took longer than 150 ms), {count('leases_stored_total'):,} were in PostgreSQL first")
 
 
 class KeaFiles(Server):
@@ -369,6 +381,7 @@ def measured(kind, hints, kea_rate):
         common = Load(int((kea_rate or {}).get("postgres", 500)), SECONDS)
         found["common"] = common.processor / common.acks[1] if common.acks[1] else float("nan")
         found["sync"] = server.sync
+        found["notes"] = server.notes()
         return found
     finally:
         server.end()
@@ -443,7 +456,8 @@ def main():
         f"{os.cpu_count()} cores ({processor}), Linux {platform.release()}; perfdhcp, the server and its database share them.",
         "", f"dls {version(DLS, '--version')}; Kea {version('kea-dhcp4', '-v')}; {version('dnsmasq', '--version')}; "
         f"{version(str(PG / 'postgres'), '--version')}.", "",
-        "As the live servers say: " + "; ".join(f"{name}: {f[-1]['sync']}" for name, f in figures.items() if f) + ".", "",
+        "As the live servers say: " + "; ".join(f"{name}: {f[-1]['sync']}" for name, f in figures.items() if f) + ". "
+        + " ".join(f"{name}, last round: {f[-1]['notes']}." for name, f in figures.items() if f and f[-1]["notes"]), "",
         f"New: whole exchanges (DISCOVER to ACK) of unknown machines a second, the most with under 1 % lost, runs of {SECONDS} s. "
         "Renewals: renewed leases a second, beside as many new exchanges. Processor: of the server and its PostgreSQL, microseconds "
         "per new exchange, at its own highest rate and at Kea's with PostgreSQL. p99: from a packet capture, at Kea's highest rate "
