@@ -43,7 +43,7 @@ pub(super) async fn alive(State(api): State<Shared>) -> Json<serde_json::Value> 
 /// told and does not make the server unfit: machines boot on from what is known.
 pub(super) async fn ready(State(api): State<Shared>) -> Response {
     let database = database(&api).await;
-    let degraded = !database.ready;
+    let degraded = !database.ready || api.catalog.is_behind();
     let away = api.catalog.is_away();
     let mut parts = vec![database];
     parts.extend((api.readiness)());

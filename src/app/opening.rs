@@ -156,6 +156,7 @@ impl Late {
         bring_up(&self.catalog, &self.clock, &self.who).await?;
         self.cache.refresh().await?;
         self.tracker.resume().await?;
+        self.catalog.caught_up();
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
@@ -24,6 +25,8 @@ pub(super) struct Shared {
     /// How PostgreSQL stands; see [`super::Standing`].
     pub(super) standing: watch::Sender<Standing>,
     pub(super) suspected: Notify,
+    /// PostgreSQL was away at the start, and not all of it was read since.
+    pub(super) behind: AtomicBool,
     hosts: Vec<PgConnectOptions>,
     clock: Clock,
 }
@@ -72,6 +75,7 @@ impl Catalog {
                 server_id: options.server_id,
                 standing: watch::Sender::new(Standing::Here),
                 suspected: Notify::new(),
+                behind: AtomicBool::new(false),
                 hosts,
                 clock: Clock::system(),
             }),

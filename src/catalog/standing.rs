@@ -4,6 +4,7 @@
 //! While it is away, what goes through [`Catalog::again`] fails at once. It must not judge what
 //! a failure means: a database that answers and can't write (its disk is full) is there.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
@@ -53,6 +54,17 @@ impl Catalog {
         self.shared.standing.borrow().is_away()
     }
 
+    /// True while what is known is from before this start, though PostgreSQL may be here by now.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.shared.behind.load(Ordering::Acquire)
+    }
+
+    /// All was read that a start reads.
+    pub fn caught_up(&self) {
+        self.shared.behind.store(false, Ordering::Release);
+    }
+
     /// Is woken when it goes and when it comes back.
     #[must_use]
     pub fn watch_standing(&self) -> watch::Receiver<Standing> {
@@ -82,8 +94,9 @@ impl Catalog {
         self.shared.suspected.notify_one();
     }
 
-    /// It was found out otherwise that it is away.
+    /// It was found out otherwise that it is away, at the start: see [`Catalog::caught_up`].
     pub fn is_gone(&self, why: &str) {
+        self.shared.behind.store(true, Ordering::Release);
         self.stand(Standing::Away {
             why: why.to_owned(),
         });

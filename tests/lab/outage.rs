@@ -172,7 +172,7 @@ fn machines_boot_while_the_database_hangs_and_nothing_of_it_is_missing() {
         let control = find(&lab.path().join("state"), "pg_control");
         let aside = control.with_extension("aside");
         fs::rename(&control, &aside).expect("pg_control");
-        dls.start_again();
+        dls.start_without_database();
         assert_eq!(metric(&lab, "dls_database_away "), 1);
         for (stand, by, ledger) in &on {
             let uri = stand.uri(*by);

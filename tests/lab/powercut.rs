@@ -37,7 +37,9 @@ ip link set eth0 up
 echo GUEST-STARTS
 dls --config /dls.toml serve >/var/log/dls.log 2>&1 &
 n=0
-until wget -q -O /dev/null http://127.0.0.1:8080/readyz 2>/dev/null; do
+# With its database, and with nothing that this does not have yet.
+until wget -q -O - http://127.0.0.1:8080/readyz 2>/dev/null | grep -q '\"degraded\":false' &&
+    wget -q -O - http://127.0.0.1:8080/metrics 2>/dev/null | grep -q '^dls_dhcp_leases_owing 0'; do
     n=$((n + 1)); [ $n -lt 600 ] || { echo GUEST-NEVER-READY; tail -n 40 /var/log/dls.log; poweroff -f; }
     sleep 0.2
 done

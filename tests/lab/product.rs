@@ -173,7 +173,18 @@ impl<'a> Dls<'a> {
         fs::remove_file(copy).expect("rm");
     }
 
+    /// Starts the server again while its database can't be, and waits until it serves.
+    pub(crate) fn start_without_database(&mut self) {
+        self.server = serve(self.lab, &self.config);
+        self.answers("\"ready\":true");
+    }
+
+    /// With its database.
     fn ready(&mut self) {
+        self.answers("\"degraded\":false");
+    }
+
+    fn answers(&mut self, word: &str) {
         let url = "http://127.0.0.1:8080/readyz";
         wait_for("dls is ready", secs(60), || {
             if let Ok(Some(status)) = self.server.try_wait() {
@@ -183,7 +194,8 @@ impl<'a> Dls<'a> {
                 );
             }
             let curl = output(&mut self.lab.on_server("curl", ["-fsS", "-m", "2", url]));
-            curl.status.success().then_some(())
+            let said = String::from_utf8_lossy(&curl.stdout);
+            (curl.status.success() && said.contains(word)).then_some(())
         });
     }
 

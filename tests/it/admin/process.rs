@@ -126,10 +126,16 @@ impl Server {
         std::fs::read_to_string(self.config.with_file_name("log")).unwrap_or_default()
     }
 
-    /// True once it is ready.
+    /// True once it is ready, with its database.
     pub(crate) async fn answers(&self) -> bool {
         let asked = self.http.get(format!("{}/readyz", self.base)).send().await;
-        asked.is_ok_and(|a| a.status().is_success())
+        match asked {
+            Ok(told) if told.status().is_success() => {
+                let told = told.text().await;
+                told.is_ok_and(|told| told.contains("\"degraded\":false"))
+            }
+            _ => false,
+        }
     }
 
     pub(crate) async fn ready(&self) {

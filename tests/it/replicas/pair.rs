@@ -79,7 +79,11 @@ impl Server {
     async fn ready(&self) {
         for _ in 0..600 {
             let asked = self.http.get(format!("{}/readyz", self.base)).send().await;
-            if asked.is_ok_and(|a| a.status().is_success()) {
+            if let Ok(told) = asked
+                && let Ok(told) = told.text().await
+                && told.contains("\"ready\":true")
+                && told.contains("\"degraded\":false")
+            {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

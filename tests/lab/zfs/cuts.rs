@@ -79,7 +79,7 @@ const SERVE: &str = "setsid /run/payload/dls --config /etc/dls/dls.toml serve >>
     for n in $(seq 600); do
         pgrep -x dls > /dev/null || { tail -n 20 /var/lib/dls/dls.log; exit 1; }
         exec 4<> /dev/tcp/127.0.0.1/8080 2> /dev/null && {
-            printf 'GET /readyz HTTP/1.0\\r\\n\\r\\n' >&4; head -n 1 <&4 | grep -q ' 200 ' && break; exec 4>&-; }
+            printf 'GET /readyz HTTP/1.0\\r\\n\\r\\n' >&4; grep -q '\"degraded\":false' <&4 && break; exec 4>&-; }
         sleep 0.2
     done
     [ \"$n\" -lt 600 ] || { tail -n 20 /var/lib/dls/dls.log; exit 1; }";

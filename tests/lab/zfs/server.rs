@@ -125,7 +125,8 @@ impl<'a> Server<'a> {
         let url = format!("http://{ADDRESS}:8080/readyz");
         wait_for("dls is ready", secs(300), || {
             let curl = output(&mut self.lab.on_server("curl", ["-fsS", "-m", "5", &url]));
-            if curl.status.success() {
+            let told = String::from_utf8_lossy(&curl.stdout);
+            if curl.status.success() && told.contains("\"degraded\":false") {
                 return Some(());
             }
             std::thread::sleep(secs(1));
