@@ -112,7 +112,8 @@ fn every_acknowledged_lease_is_there(test: &'static str, database: bool) {
     });
     let witnessed = acks(&capture.stop());
     assert!(witnessed.len() >= before, "the capture saw all");
-    // What was acknowledged while the database was not there is paid within a moment.
+    // What was acknowledged while the database was not there is paid when it is.
+    dls.ready();
     let mut lost = None;
     let paid = std::time::Instant::now();
     while lost.is_none() || (lost != Some(None) && paid.elapsed() < secs(30)) {

@@ -179,8 +179,8 @@ impl<'a> Dls<'a> {
         self.answers("\"ready\":true");
     }
 
-    /// With its database.
-    fn ready(&mut self) {
+    /// Waits until it serves with its database.
+    pub(crate) fn ready(&mut self) {
         self.answers("\"degraded\":false");
     }
 
