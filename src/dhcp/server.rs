@@ -123,6 +123,7 @@ impl DhcpServer {
     /// When the journal of leases can't be opened.
     pub fn new(handles: Handles, options: DhcpOptions) -> Result<Self, JournalError> {
         let (ledger, remembered) = Ledger::open(&options.journal_dir)?;
+        handles.metrics.owing(ledger.len());
         let Handles {
             cache,
             catalog,
