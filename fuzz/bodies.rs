@@ -14,7 +14,7 @@ use dls::dhcp::decide::{
     Arrival, Boot, BootFacts, Candidate, Decision, Destination, Facts, Loader, NakReason, Port,
     Reply, ReplyKind, Shape, Unknown, decide,
 };
-use dls::dhcp::pool::{Asker, Book};
+use dls::dhcp::pool::{Asker, Book, Reach};
 use dls::dhcp::wire::{Frame, Packet, Request, RequestKind, encode, parse};
 use dls::export::iscsi::machine::{Door, Fresh, Login, Secrets, Step};
 use dls::export::iscsi::scsi::{cdb, lists};
@@ -186,6 +186,11 @@ pub fn dhcp_decide(data: &[u8]) {
                 requested: request.asked(),
                 is_reserved: &is_reserved,
                 is_live: &is_live,
+                reach: if knobs[15] & 4 != 0 {
+                    Reach::Own
+                } else {
+                    Reach::Database
+                },
             },
             now,
         ),

@@ -4,11 +4,12 @@
 //! [`boot`]`::{path, plan, script, session, token}`, `replicate::{wire, machine}`. *Resources*: [`catalog`] (PostgreSQL),
 //! [`storage`] (files), [`journal`] (what must not be lost while PostgreSQL is away). *Services*: [`boot`]`::{files, tracker}`, [`cache`]; upon them [`replicate`]. *Edges*:
 //! [`dhcp`]`::server`, [`tftp`]`::server`, [`http`], [`admin`]. *Clients' side*, to try them: [`storm`]. *Root*: [`app`], [`cli`].
-//! From the side: [`steps`] (where tests kill the server).
+//! From the side: [`steps`] (where tests kill the server), [`attention`] (before a thread sleeps).
 //! Nothing points up, and edges never point at each other: `tests/architecture.rs` holds it so.
 
 pub mod admin;
 pub mod app;
+pub mod attention;
 pub mod boot;
 pub mod cache;
 pub mod catalog;

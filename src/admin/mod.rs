@@ -23,6 +23,7 @@ mod known;
 mod ranges;
 mod replicas;
 mod server;
+mod servers;
 mod sessions;
 mod stock;
 
@@ -283,7 +284,8 @@ pub fn routes() -> Vec<Route> {
             clones::set_image_quota,
         ),
         route("GET", "/api/v1/clones", Admin, clones::list),
-        route("GET", "/api/v1/servers", Admin, replicas::servers),
+        route("GET", "/api/v1/servers", Admin, servers::list),
+        route("DELETE", "/api/v1/servers/{server}", Admin, servers::forget),
         route("GET", "/api/v1/replicas", Admin, replicas::all),
         route(
             "GET",

@@ -101,22 +101,6 @@ async fn rows(api: &Shared, image: Option<Uuid>) -> Result<Json<Value>, ApiError
     Ok(Json(json!({"replicas": told.collect::<Vec<_>>()})))
 }
 
-/// `GET /api/v1/servers`
-pub(super) async fn servers(
-    State(api): State<Shared>,
-    asked: Asked,
-) -> Result<Json<Value>, ApiError> {
-    asked.finish()?;
-    let site = api.catalog.site().await?;
-    let own = api.replication.server_id();
-    let told = site.servers.iter().map(|server| {
-        let mut told = json!(server);
-        told["this"] = json!(server.id == own);
-        told
-    });
-    Ok(Json(json!({"servers": told.collect::<Vec<_>>()})))
-}
-
 /// `GET /api/v1/replicas`
 pub(super) async fn all(State(api): State<Shared>, asked: Asked) -> Result<Json<Value>, ApiError> {
     asked.finish()?;

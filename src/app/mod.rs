@@ -518,6 +518,7 @@ fn dhcp_options(config: &Config, server_id: Uuid, http_port: u16, journals: &Pat
         default_image: config.boot.default_image.clone(),
         server_id,
         sole: config.database.url == DatabaseUrl::Embedded,
+        claim_seconds: config.dhcp.claim_seconds,
         journal_dir: journals.to_owned(),
     }
 }

@@ -8,6 +8,8 @@ use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
 use uuid::Uuid;
 
+use crate::journal::replace_file;
+
 /// Held while `dls serve` runs; a second one on the same state directory is refused.
 /// The kernel lets go of it with the process, however that ends.
 #[derive(Debug)]
@@ -74,12 +76,7 @@ pub(super) fn server_id(state_dir: &Path) -> anyhow::Result<Uuid> {
         }),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             let id = Uuid::new_v4();
-            let draft = state_dir.join("server-id.new");
-            let mut file = std::fs::File::create(&draft)?;
-            writeln!(file, "{id}")?;
-            file.sync_all()?;
-            std::fs::rename(&draft, &path)?;
-            std::fs::File::open(state_dir)?.sync_all()?;
+            replace_file(&path, format!("{id}\n").as_bytes())?;
             Ok(id)
         }
         Err(e) => Err(e).with_context(|| format!("reading {}", path.display())),

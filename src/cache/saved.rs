@@ -5,13 +5,13 @@
 //! the site key, so only its owner may read it. A file that is damaged or of another form is as
 //! good as none: the catalog has it all.
 
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use crate::catalog::Loaded;
+use crate::journal::replace_file;
 
 /// What it is, and in the last byte the version of its form.
 const MAGIC: [u8; 16] = *b"DLS catalog\0\0\0\0\x01";
@@ -53,18 +53,7 @@ impl Saved {
     /// When it can't be written; the former one then stays.
     pub fn write(&self, loaded: &Loaded) -> io::Result<()> {
         let bytes = encode(loaded)?;
-        let draft = self.path.with_extension("new");
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&draft)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&draft, &self.path)?;
-        let dir = self.path.parent().unwrap_or_else(|| Path::new("."));
-        std::fs::File::open(dir)?.sync_all()
+        replace_file(&self.path, &bytes)
     }
 
     /// Reads it. Blocks.

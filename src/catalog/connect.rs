@@ -63,9 +63,13 @@ impl Catalog {
                 let parsed = PgConnectOptions::from_str(&url).map_err(|e| {
                     CatalogError::Other(format!("[database] url is not valid: {e}"))
                 })?;
-                Ok(parsed
-                    .application_name("dls")
-                    .options([("dls.server_id", options.server_id.to_string())]))
+                Ok(parsed.application_name("dls").options([
+                    ("dls.server_id", options.server_id.to_string()),
+                    // Disks without heads, or all of it in memory. With PostgreSQL's usual 4
+                    // the plans that are made while a table is empty, and kept, read all of
+                    // it later on.
+                    ("random_page_cost", "1.1".to_owned()),
+                ]))
             })
             .collect::<Result<Vec<_>, CatalogError>>()?;
         let first = hosts.first().cloned().unwrap_or_default();

@@ -22,6 +22,7 @@ impl Catalog {
     /// unique key is the arbiter between servers) or the address is not one of its range.
     /// A run-out or released lease of another MAC is taken over unless that machine's boot
     /// is still open. An older lease of the same MAC and range at another address is removed.
+    /// Also refused: a new lease of an address in another server's block, unless it is reserved.
     ///
     /// Where one call leases an address to two machines the first is taken, where it leases
     /// two addresses of a range to one machine the last.
@@ -94,7 +95,8 @@ impl Catalog {
         .await
     }
 
-    /// Marks a lease released or declined if that MAC still holds it (declined: for
+    /// Marks a lease released or declined if that MAC still holds it, and has not been given it
+    /// again after `at` (declined: for
     /// `length_seconds` from `at`; released: it keeps its start and length).
     ///
     /// # Errors
@@ -114,7 +116,8 @@ impl Catalog {
                     "UPDATE leases SET state = $3,
                          starts_at = CASE WHEN $3 = 'released' THEN starts_at ELSE $4 END,
                          length_seconds = CASE WHEN $3 = 'released' THEN length_seconds ELSE $5 END
-                     WHERE address = $1 AND mac = $2 AND NOT (state = 'declined' AND $3 = 'released')",
+                     WHERE address = $1 AND mac = $2 AND NOT (state = 'declined' AND $3 = 'released')
+                         AND NOT (state = 'active' AND starts_at > $4)",
                     inet(address),
                     mac,
                     state.as_str(),
@@ -229,13 +232,20 @@ async fn commit(
     // version of it. The old lease of a machine goes only where its new one was written; for
     // that moment it has two, so `leases_one_per_mac` is checked at commit. LATERAL and LIMIT
     // make it look machine by machine, and `ctid` makes it take those rows by their place, however
-    // many leases there are: the plan is made once, often while there are none.
+    // many leases there are: the plan is made once, often while there are none. (That a place
+    // costs little more than the next page is said in `connect`; without it the plan of an empty table
+    // reads all of it.) Subqueries with a value, not EXISTS, for the same reason: those would be
+    // hashed, whole tables of them.
     let rows = sqlx::query!(
         r#"WITH input AS (
                SELECT i.*, r.network FROM unnest($1::inet[], $2::uuid[], $3::text[], $4::bytea[], $5::text[], $6::text[],
                        $7::timestamptz[], $8::bigint[], $9::bytea[])
                    AS i(address, range_id, mac, client_identifier, hostname, state, starts_at, length_seconds, relay_information)
                JOIN network_ranges r ON r.id = i.range_id AND i.address <<= r.network
+               WHERE i.state <> 'active'
+                   OR NOT EXISTS (SELECT 1 FROM lease_blocks b WHERE b.span @> (i.address - '0.0.0.0'::inet) AND b.server_id <> $10)
+                   OR (SELECT x.mac FROM leases x WHERE x.address = i.address) = i.mac
+                   OR (SELECT c.id FROM clients c WHERE c.ip_address = i.address) IS NOT NULL
            ), written AS (
                INSERT INTO leases AS l (address, range_id, network, mac, client_identifier, hostname, state, starts_at,
                    length_seconds, relay_information, server_id)

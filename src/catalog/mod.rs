@@ -1,6 +1,6 @@
 //! PostgreSQL and nothing else. The map: [`Catalog`] and its words are declared here, what it
 //! can do is in one file per noun (`images`, `versions`, `clients`, `clones`, `quotas`, `ranges`, `leases`,
-//! `boots`, `servers`, `replicas`),
+//! `blocks`, `boots`, `servers`, `replicas`),
 //! beside `connect` (pool, retries, several hosts), `standing` (whether it is there), `migrate`, `load` (all that booting needs),
 //! `listen` (changes by anybody), `error` (from PostgreSQL's refusals to sentences), and
 //! [`embedded`] (a private cluster).
@@ -18,6 +18,7 @@ use crate::model::{
     Replica, Timestamp, Version,
 };
 
+mod blocks;
 mod boot_batch;
 mod boots;
 mod clients;
@@ -41,6 +42,7 @@ mod servers;
 mod standing;
 mod versions;
 
+pub use blocks::{Arranged, Arranging};
 pub use boots::TrackedAttempt;
 pub use error::CatalogError;
 pub use standing::Standing;

@@ -69,6 +69,25 @@ impl Catalog {
         Ok(())
     }
 
+    /// Removes the row of a server that is gone for good, with its lease blocks and replicas;
+    /// `false`: it is alive (or not there).
+    ///
+    /// # Errors
+    /// As all.
+    pub async fn forget_server(&self, id: Uuid) -> Result<bool, CatalogError> {
+        let done = self
+            .again(|pool| async move {
+                sqlx::query!(
+                    "DELETE FROM servers WHERE id = $1 AND heartbeat_at <= now() - interval '35 seconds'",
+                    id
+                )
+                .execute(pool)
+                .await
+            })
+            .await?;
+        Ok(done.rows_affected() > 0)
+    }
+
     /// All servers, with who is alive by PostgreSQL's clock, and whose own disks they keep.
     ///
     /// # Errors

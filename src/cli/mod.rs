@@ -14,6 +14,7 @@ mod image;
 mod output;
 mod range;
 mod remote;
+mod server;
 mod session;
 mod snapshot;
 mod storm;
@@ -99,6 +100,9 @@ enum Command {
     /// The networks, and how they are served
     #[command(subcommand)]
     Range(range::Command),
+    /// The servers that share the catalog
+    #[command(subcommand)]
+    Server(server::Command),
     /// Boots, running and past
     #[command(subcommand)]
     Session(session::Command),
@@ -146,6 +150,7 @@ fn run(global: &Global, command: Command) -> Result<(), Failure> {
         Command::Client(command) => remotely(global, |remote| client::run(remote, command)),
         Command::Disk(command) => remotely(global, |remote| disk::run(remote, command)),
         Command::Range(command) => remotely(global, |remote| range::run(remote, command)),
+        Command::Server(command) => remotely(global, |remote| server::run(remote, command)),
         Command::Session(command) => remotely(global, |remote| session::run(remote, command)),
     }
 }

@@ -132,6 +132,10 @@ impl Config {
             self.dhcp.unknown_share_percent <= 100,
             "dhcp.unknown_share_percent: must be between 0 and 100".to_owned(),
         );
+        require(
+            (60..=31_536_000).contains(&self.dhcp.claim_seconds),
+            "dhcp.claim_seconds: must be between 60 and 31536000 (a year)".to_owned(),
+        );
         for name in &self.dhcp.interfaces {
             require(
                 !name.is_empty() && name.len() <= 15 && !name.contains(['/', ' ']),

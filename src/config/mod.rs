@@ -104,6 +104,9 @@ pub struct Dhcp {
     pub interfaces: Vec<String>,
     /// How much of a range's pools machines may hold that nobody has registered, percent.
     pub unknown_share_percent: u8,
+    /// Where several servers share a database: for how long each claims the addresses that it
+    /// gives away while it can't reach it, seconds.
+    pub claim_seconds: u32,
 }
 
 /// `[tftp]`
@@ -331,6 +334,7 @@ impl Default for Dhcp {
         Self {
             interfaces: Vec::new(),
             unknown_share_percent: 90,
+            claim_seconds: 86_400,
         }
     }
 }

@@ -93,7 +93,8 @@ impl Core {
             relay_information: case.request.relay_information.clone(),
         };
         self.gates().in_flight.insert(mac);
-        let sure = self.sole || snapshot.reserved_for(address).is_some();
+        let sure = snapshot.reserved_for(address).is_some()
+            || (self.claim.holds() && self.book().is_sure(range_id, address, mac));
         let ticket = Box::new(Ticket { case, reply });
         let stored = self.operations.try_send(Operation::Store {
             lease: Box::new(lease),

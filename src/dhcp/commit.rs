@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -60,6 +60,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// answer within 200 ms.
 const HEDGE: Duration = Duration::from_millis(150);
 
+/// An address that the database refuses without having a lease of it is left alone for so long.
+const ASIDE: chrono::TimeDelta = chrono::TimeDelta::seconds(15);
+
 /// Between two tries to pay.
 const PAY_AGAIN: Duration = Duration::from_secs(1);
 
@@ -80,8 +83,8 @@ pub(super) enum Operation<T> {
     Quarantine(Box<Lease>),
     /// Other servers wrote these.
     Reread(Vec<Ipv4Addr>),
-    /// Anybody may have written anything.
-    RereadAll,
+    /// Anybody may have written anything. Who waits for it hears when all is read.
+    RereadAll(Option<oneshot::Sender<()>>),
 }
 
 /// What became of a lease.
@@ -109,6 +112,8 @@ pub(super) struct Committer<T> {
     pub(super) known: Arc<Mutex<HashSet<Ipv4Addr>>>,
     /// What the database does not have yet.
     pub(super) ledger: Arc<Ledger>,
+    /// The database refused an address: how the pools are shared out is to be read again.
+    pub(super) misled: Arc<Notify>,
     /// Transactions that were not waited for; nothing is paid before they have ended.
     pub(super) lagging: Arc<AtomicUsize>,
 }
@@ -123,6 +128,7 @@ impl<T> Clone for Committer<T> {
             report: self.report.clone(),
             known: self.known.clone(),
             ledger: self.ledger.clone(),
+            misled: self.misled.clone(),
             lagging: self.lagging.clone(),
         }
     }
@@ -207,7 +213,7 @@ impl<T: Send + 'static> Committer<T> {
             }
             if uncertain && open && !self.catalog.is_away() && !self.ledger.owes() {
                 uncertain = false;
-                line.waiting.push_back(Operation::RereadAll);
+                line.waiting.push_back(Operation::RereadAll(None));
             }
             while running.is_empty()
                 || (running.len() < LANES && (stuck || line.waiting.len() >= MANY))
@@ -242,7 +248,13 @@ impl<T: Send + 'static> Committer<T> {
             Task::Other(Operation::End(ending)) => self.end(ending).await,
             Task::Other(Operation::Quarantine(lease)) => self.quarantine(*lease).await,
             Task::Other(Operation::Reread(addresses)) => self.reread(&addresses).await,
-            Task::Other(Operation::RereadAll) => self.reread_all().await,
+            Task::Other(Operation::RereadAll(waiting)) => {
+                let health = self.reread_all().await;
+                if let (Health::Good, Some(waiting)) = (health, waiting) {
+                    waiting.send(()).ok();
+                }
+                health
+            }
             Task::Other(Operation::Store {
                 lease,
                 sure,
@@ -371,11 +383,12 @@ impl<T: Send + 'static> Committer<T> {
                 if *stored {
                     known.insert(lease.address);
                     book.put(lease.clone());
+                    book.wrote(lease.address);
                     has.push(lease);
                     verdicts.push(Verdict::Stored);
                 } else {
                     book.unhold(lease.range_id, lease.mac);
-                    refused.push(lease.address);
+                    refused.push((lease.address, lease.starts_at));
                     verdicts.push(Verdict::Taken);
                 }
             }
@@ -386,7 +399,17 @@ impl<T: Send + 'static> Committer<T> {
             return (verdicts, Health::Good);
         }
         // Whoever has them must be in the book before the client asks again.
-        let health = self.reread(&refused).await;
+        let addresses: Vec<Ipv4Addr> = refused.iter().map(|(address, _)| *address).collect();
+        let health = self.reread(&addresses).await;
+        let mut book = lock(&self.book);
+        for (address, at) in refused {
+            if book.lease_at(address).is_none() {
+                // In a block that another server has claimed meanwhile.
+                book.probed_used(address, at + ASIDE);
+                self.misled.notify_one();
+            }
+        }
+        drop(book);
         (verdicts, health)
     }
 

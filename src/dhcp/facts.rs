@@ -10,7 +10,7 @@ use ipnetwork::Ipv4Network;
 use super::decide::{AddressFacts, Arrival, BootFacts, Candidate, Facts, Loader, Port, Unknown};
 use super::flow::Core;
 use super::link::Link;
-use super::pool::{Asker, relay_key};
+use super::pool::{Asker, Reach, relay_key};
 use super::wire::{Request, RequestKind, Vendor};
 use crate::boot::session::Speaker;
 use crate::cache::Snapshot;
@@ -195,6 +195,11 @@ impl Core {
             requested: request.asked(),
             is_reserved: &is_reserved,
             is_live: &is_live,
+            reach: if self.catalog.is_away() {
+                Reach::Own
+            } else {
+                Reach::Database
+            },
         };
         let mut facts = self.book().look(range, &asker, now);
         // Nobody can ask a network behind a relay by ARP: the client's own probe must do.

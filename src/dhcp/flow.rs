@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::answer::Ticket;
+use super::claims::Claim;
 use super::commit::Operation;
 use super::decide::{
     Boot, BootRefusal, DECLINE_SECONDS, Decision, Loader, Port, Silence, Unknown, boot_part, decide,
@@ -34,6 +35,7 @@ use crate::boot::disks::Disks;
 use crate::boot::session::Evidence;
 use crate::boot::tracker::Tracker;
 use crate::cache::{Cache, Snapshot};
+use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::model::{Arch, Lease, LeaseState, MacAddr, RangeMode, Timestamp};
 
@@ -69,8 +71,10 @@ pub(super) struct Core {
     pub(super) ours: ArcSwap<HashSet<Ipv4Addr>>,
     pub(super) http_port: u16,
     pub(super) default_image: Option<String>,
-    /// No other server shares the catalog: every address is this one's to give.
-    pub(super) sole: bool,
+    /// For how long this server's blocks are its own.
+    pub(super) claim: Claim,
+    /// To know whether the database is there.
+    pub(super) catalog: Catalog,
     pub(super) tasks: TaskTracker,
     pub(super) gates: Mutex<Gates>,
     pub(super) strangers: Mutex<Strangers>,
@@ -247,6 +251,7 @@ impl Core {
                 }
             }
             Silence::PoolExhausted
+            | Silence::CutOff
             | Silence::UnknownClient
             | Silence::UnknownShare
             | Silence::DeclineFlood => {
@@ -263,6 +268,9 @@ impl Core {
                 if case.is_boot() {
                     let sentence = match silence {
                         Silence::PoolExhausted => "every address of the network's pools is taken",
+                        Silence::CutOff => {
+                            "the database is away, and no address is free in what this server has claimed of the pools"
+                        }
                         Silence::UnknownClient => "this network serves registered machines only",
                         Silence::UnknownShare => {
                             "machines that nobody has registered have used up their share of the network's pools"
@@ -466,7 +474,7 @@ impl Core {
     /// Makes good what [`Core::enqueue`] left out; called each second.
     pub(super) fn catch_up(&self) {
         if self.behind.swap(false, Relaxed) {
-            self.enqueue(Operation::RereadAll);
+            self.enqueue(Operation::RereadAll(None));
         }
     }
 

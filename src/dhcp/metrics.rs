@@ -100,6 +100,7 @@ pub struct DhcpMetrics {
     owing: Gauge,
     not_owed: Counter,
     set_aside: Counter,
+    claimed: Gauge,
 }
 
 impl DhcpMetrics {
@@ -212,6 +213,11 @@ impl DhcpMetrics {
             "Leases of the local journal that no longer fitted when the database was back",
             self.set_aside.clone(),
         );
+        registry.register(
+            "claimed_addresses",
+            "Addresses that this server may give away while the database is away (0 where no other server shares it: there it is all)",
+            self.claimed.clone(),
+        );
     }
 
     pub(super) fn request(&self, kind: RequestKind) {
@@ -277,6 +283,12 @@ impl DhcpMetrics {
 
     pub(super) fn set_aside(&self) {
         self.set_aside.inc();
+    }
+
+    /// So many addresses are this server's own.
+    pub(super) fn claimed(&self, addresses: u64) {
+        self.claimed
+            .set(i64::try_from(addresses).unwrap_or(i64::MAX));
     }
 
     fn silence(&self, word: &'static str) -> Counter {

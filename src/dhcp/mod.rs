@@ -3,11 +3,13 @@
 //! *Pure*: [`wire`] bytes <-> types; [`decide`] request + facts -> decision; [`pool`] who has
 //! which address; `frame` IPv4/UDP and ARP bytes; `foreign` notes on other servers.
 //! *Edge*: [`server`] binds, receives and follows interfaces (`interfaces`, `link`, `socket`,
-//! `raw`, `batch`); `flow` is a packet's way, with its `facts` and the `answer`, `overhear` other servers, the lease committer (`commit`) with the `ledger` of what the database does not have, the ARP
+//! `raw`, `batch`); `flow` is a packet's way, with its `facts` and the `answer`, `overhear` other servers, the lease committer (`commit`) with the `ledger` of what the database does not have, the `claims` to
+//! addresses where several servers share a database, the ARP
 //! prober (`probe`), the registration of unknown machines (`registrar`) and `metrics`.
 
 mod answer;
 mod batch;
+mod claims;
 mod commit;
 pub mod decide;
 mod facts;

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::answer::{Corked, Ticket};
+use super::claims::{Claim, Claimer};
 use super::commit::{Committer, Operation, Verdict};
 use super::decide::Port;
 use super::facts::{is_registered, keep_out};
@@ -99,7 +100,9 @@ pub struct DhcpOptions {
     /// No other server shares the catalog: every address is this one's to give, also while the
     /// database is away.
     pub sole: bool,
-    /// Where the journal of leases lies.
+    /// For how long addresses are claimed that this server gives away by itself, seconds.
+    pub claim_seconds: u32,
+    /// Where the journal of leases lies, and the file of claims.
     pub journal_dir: PathBuf,
 }
 
@@ -136,7 +139,7 @@ impl DhcpServer {
         let (operations, receiver) = mpsc::channel(QUEUE);
         let (registrar, newcomers) = Registrar::new(options.unknown_clients, clock.now());
         let known_by = cache.clone();
-        let book = Book::new(
+        let mut book = Book::new(
             options.unknown_share_percent,
             Arc::new(move |mac| {
                 known_by
@@ -145,10 +148,14 @@ impl DhcpServer {
                     .is_some_and(|c| is_registered(c))
             }),
         );
+        if !options.sole {
+            book.share();
+        }
         let book = Arc::new(Mutex::new(book));
         let core = Arc::new(Core {
             cache,
             tracker,
+            claim: Claim::new(clock.clone(), options.sole),
             clock,
             metrics: metrics.clone(),
             disks,
@@ -160,7 +167,7 @@ impl DhcpServer {
             ours: ArcSwap::default(),
             http_port: options.http_port,
             default_image: options.default_image.clone(),
-            sole: options.sole,
+            catalog: catalog.clone(),
             tasks: TaskTracker::new(),
             gates: Mutex::new(Gates::default()),
             strangers: Mutex::new(Strangers::default()),
@@ -179,6 +186,7 @@ impl DhcpServer {
             known: Arc::default(),
             ledger: Arc::new(ledger),
             lagging: Arc::default(),
+            misled: Arc::default(),
         };
         Ok(Self {
             core,
@@ -238,12 +246,23 @@ impl DhcpServer {
         // Before leases are known, every address would look free. Without the database those are
         // known that this server knew last.
         let mut uncertain = false;
+        let mut claimer = Claimer::new(
+            self.core.clone(),
+            self.committer.catalog.clone(),
+            (self.options.server_id, self.options.claim_seconds),
+            &self.options.journal_dir,
+            self.committer.misled.clone(),
+        );
+        let shared = !self.options.sole;
         if !self.committer.read_all().await {
             tracing::warn!(
                 leases = self.remembered.len(),
                 "leases are taken from the local journal until the database answers"
             );
             self.committer.remember(self.remembered);
+            if shared {
+                claimer.remember();
+            }
             uncertain = true;
         }
         let committing = CancellationToken::new();
@@ -265,6 +284,8 @@ impl DhcpServer {
             self.committer.catalog.clone(),
             cancel.clone(),
         ));
+        let claiming = CancellationToken::new();
+        let claimer = shared.then(|| tokio::spawn(claimer.run(claiming.clone())));
         let mut following = Following {
             core: self.core.clone(),
             options: self.options,
@@ -293,9 +314,20 @@ impl DhcpServer {
         while tasks.join_next().await.is_some() {}
         self.core.tasks.close();
         self.core.tasks.wait().await;
+        claiming.cancel();
+        let claimer = match claimer {
+            Some(claimer) => claimer.await.ok(),
+            None => None,
+        };
         committing.cancel();
         if let Err(error) = committer.await {
             tracing::error!(%error, "the lease committer failed");
+        }
+        if let Some(claimer) = claimer
+            && !self.committer.ledger.owes()
+            && !self.committer.catalog.is_away()
+        {
+            claimer.rest().await;
         }
     }
 
@@ -553,7 +585,7 @@ async fn follow_leases(core: Arc<Core>, catalog: Catalog, cancel: CancellationTo
         };
         match change {
             Some(Change::Leases(addresses)) => core.enqueue(Operation::Reread(addresses)),
-            Some(Change::Everything) => core.enqueue(Operation::RereadAll),
+            Some(Change::Everything) => core.enqueue(Operation::RereadAll(None)),
             Some(Change::Configuration | Change::Clients(_)) => {}
             None => return,
         }

@@ -3,7 +3,6 @@
 //! [`BlockDevice`](crate::storage::BlockDevice). Who may have which disk is
 //! [`boot::disks`](crate::boot::disks)' business.
 
-mod attention;
 pub mod iscsi;
 pub mod nbd;
 

@@ -144,10 +144,8 @@ impl File {
             .map_err(|e| JournalError::of(&self.path, "syncing", e))?;
         std::fs::rename(&self.path, path).map_err(|e| JournalError::of(path, "replacing", e))?;
         path.to_owned().clone_into(&mut self.path);
-        let dir = path.parent().unwrap_or_else(|| Path::new("."));
-        std::fs::File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(|e| JournalError::of(dir, "syncing", e))
+        super::whole::sync_folder(path)
+            .map_err(|e| JournalError::of(path, "syncing the folder of", e))
     }
 
     /// Where the records end.

@@ -7,10 +7,11 @@
 //! their owner's business; the owner also says how they are folded into fewer when the file has
 //! grown.
 //!
-//! `file`: the bytes. A record is there whole or not at all (its checksum says which); what
+//! `whole`: a small file that is replaced as a whole. `file`: the bytes. A record is there whole or not at all (its checksum says which); what
 //! follows the first broken one was never promised to anybody.
 
 mod file;
+mod whole;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use tokio::sync::oneshot;
 
 use file::File;
 pub use file::JournalError;
+pub use whole::replace_file;
 
 /// Bytes that are allocated at a time.
 pub const CHUNK: u64 = 4 << 20;

@@ -6,6 +6,7 @@
 
 pub mod arch;
 pub mod attempt;
+pub mod block;
 pub mod client;
 pub mod difference;
 pub mod disk;
@@ -25,6 +26,7 @@ pub mod version;
 
 pub use arch::Arch;
 pub use attempt::{Attempt, AttemptOutcome, BootEvent, Stage};
+pub use block::Block;
 pub use client::{BootMode, Client, DiskMode, NetworkConfig};
 pub use disk::{ClientDisk, CloneReport, DiskIdentity, DiskProtocol};
 pub use hostname::Hostname;

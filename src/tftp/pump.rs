@@ -3,7 +3,7 @@
 //! A transfer in lock-step is a chain of wake-ups, so what counts is how little lies between an
 //! ACK and the next block: each thread waits for all its sockets at once (epoll), takes one
 //! datagram of each that has one, and answers before it looks at the next. No task is woken
-//! and no other thread has a part in it. What would wait for a disk is read elsewhere, and the
+//! and no other thread has a part in it; before it sleeps it looks for a moment. What would wait for a disk is read elsewhere, and the
 //! bytes come back by the thread's inbox.
 //!
 //! It knows no protocol: that is [`super::transfer`]'s. Timers are moved only to be earlier:
@@ -23,6 +23,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::runtime::Handle;
 
 use super::transfer::{Next, Scratch, Transfer};
+use crate::attention::Attention;
 use crate::clock::Clock;
 
 /// Threads at most; one sends some gigabytes a second.
@@ -154,8 +155,19 @@ struct Pump {
 impl Pump {
     fn run(mut self) {
         let mut events = [EpollEvent::empty(); EVENTS];
+        let mut attention = Attention::default();
         while !self.ending {
-            let count = match self.epoll.wait(&mut events, self.patience()) {
+            // A client in lock-step asks again before a sleeping thread would be awake.
+            let looked = attention.look(|| {
+                let count = self.epoll.wait(&mut events, EpollTimeout::ZERO)?;
+                Ok((count > 0).then_some(count))
+            });
+            let waited = match looked {
+                Ok(None) => self.epoll.wait(&mut events, self.patience()),
+                Ok(Some(count)) => Ok(count),
+                Err(error) => Err(error),
+            };
+            let count = match waited {
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
                 Err(error) => {

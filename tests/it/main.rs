@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper of a test may end the test")]
 
 mod admin;
+mod catalog_blocks;
 mod catalog_boots;
 mod catalog_changes;
 mod catalog_embedded;

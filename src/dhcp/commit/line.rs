@@ -52,7 +52,7 @@ impl<T> Operation<T> {
             Self::End(ending) => vec![Key::Machine(ending.mac), Key::Address(ending.address)],
             Self::Quarantine(lease) => vec![Key::Address(lease.address)],
             Self::Reread(addresses) => addresses.iter().copied().map(Key::Address).collect(),
-            Self::RereadAll => vec![Key::Everything],
+            Self::RereadAll(_) => vec![Key::Everything],
         }
     }
 }
@@ -72,7 +72,7 @@ impl<T> Line<T> {
         let mut kept = VecDeque::with_capacity(self.waiting.len());
         let mut other = None;
         while let Some(operation) = self.waiting.pop_front() {
-            if matches!(operation, Operation::RereadAll) {
+            if matches!(operation, Operation::RereadAll(_)) {
                 if idle && batch.is_empty() && kept.is_empty() {
                     batch_keys = operation.keys();
                     self.busy.extend(&batch_keys);
@@ -186,11 +186,11 @@ mod tests {
     fn reading_all_is_done_alone() {
         let mut line = Line::default();
         line.waiting
-            .extend([store(1, 1, 1), Operation::RereadAll, store(2, 2, 2)]);
+            .extend([store(1, 1, 1), Operation::RereadAll(None), store(2, 2, 2)]);
         assert_eq!(tickets(line.next(true)), [1]);
         assert!(line.next(false).is_none(), "it waits for what runs");
         let alone = line.next(true).unwrap();
-        assert!(matches!(alone.task, Task::Other(Operation::RereadAll)));
+        assert!(matches!(alone.task, Task::Other(Operation::RereadAll(_))));
     }
 
     #[test]

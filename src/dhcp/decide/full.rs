@@ -38,6 +38,7 @@ fn discover(request: &Request, facts: &Facts<'_>, range: &NetworkRange) -> Decis
         _ if facts.address.over_share => Decision::Silent(Silence::UnknownShare),
         Candidate::Ready(address) => lease(request, facts, range, ReplyKind::Offer, address),
         Candidate::Unprobed(address) => Decision::Probe(address),
+        Candidate::None if facts.address.cut_off => Decision::Silent(Silence::CutOff),
         Candidate::None => Decision::Silent(Silence::PoolExhausted),
     }
 }

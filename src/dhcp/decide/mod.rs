@@ -83,6 +83,8 @@ pub struct AddressFacts {
     /// Nobody has registered it, it has no address, and the share of the pools that is for
     /// such machines is used up.
     pub over_share: bool,
+    /// The database can't be asked, and other servers share it.
+    pub cut_off: bool,
 }
 
 /// An address to offer.
@@ -318,6 +320,9 @@ crate::model::words! {
         OtherServer = "other_server",
         /// Every address is taken.
         PoolExhausted = "pool_exhausted",
+        /// The database can't be asked, and of the addresses that this server may give away by
+        /// itself none is free.
+        CutOff = "cut_off",
         /// Nobody has registered the machine, and the share of the pool that is for such
         /// machines is used up, in the range or behind its relay.
         UnknownShare = "unknown_share",

@@ -73,6 +73,28 @@ impl Bits {
         self.at_or_after(number).or_else(|| self.at_or_after(0))
     }
 
+    /// The members as runs, first and last of each, in order.
+    pub(super) fn runs(&self) -> Vec<(usize, usize)> {
+        let mut runs: Vec<(usize, usize)> = Vec::new();
+        for (at, word) in self.words.iter().enumerate() {
+            let mut bits = *word;
+            while bits != 0 {
+                let start = bits.trailing_zeros() as usize;
+                let length = (bits >> start).trailing_ones() as usize;
+                let (first, last) = (at * 64 + start, at * 64 + start + length - 1);
+                match runs.last_mut() {
+                    Some(run) if run.1 + 1 == first => run.1 = last,
+                    _ => runs.push((first, last)),
+                }
+                if start + length >= 64 {
+                    break;
+                }
+                bits &= u64::MAX << (start + length);
+            }
+        }
+        runs
+    }
+
     fn at_or_after(&self, number: usize) -> Option<usize> {
         let at = number / 64;
         let here = self.words.get(at)? & (u64::MAX << (number % 64));

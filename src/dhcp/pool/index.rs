@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 
 use super::bits::Bits;
+use super::stretches::Stretches;
 use crate::model::{MacAddr, NetworkRange, Pool, Timestamp};
 
 /// Pools are indexed up to a whole /8; what lies beyond is never handed out.
@@ -63,9 +64,9 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// All addresses of the range, free.
-    pub(super) fn new(range: &NetworkRange) -> Self {
-        let spans = spans(range);
+    /// Those addresses of the range, free.
+    pub(super) fn new(range: &NetworkRange, which: &Stretches) -> Self {
+        let spans = spans(which);
         let size = spans
             .last()
             .map_or(0, |s| s.offset + (s.last - s.first) as usize + 1);
@@ -206,6 +207,30 @@ impl Index {
             .map(Ipv4Addr::from)
     }
 
+    /// The addresses without any record.
+    pub(super) fn free(&self) -> Stretches {
+        let mut parts = Vec::new();
+        let mut spans = self.spans.iter().peekable();
+        for (mut first, last) in self.free.runs() {
+            while let Some(span) = spans.peek() {
+                let end = span.offset + (span.last - span.first) as usize;
+                if first > end {
+                    spans.next();
+                    continue;
+                }
+                let part = (self.address(first), self.address(last.min(end)));
+                if let (Some(from), Some(to)) = part {
+                    parts.push((u32::from(from), u32::from(to)));
+                }
+                if last <= end {
+                    break;
+                }
+                first = end + 1;
+            }
+        }
+        Stretches::joined(parts)
+    }
+
     /// How many addresses are held.
     pub(super) fn holds(&self) -> usize {
         self.held
@@ -241,58 +266,35 @@ impl Index {
     }
 }
 
-/// The stretches of the pools that lie in the network, without exclusions, gateway, and the
-/// network's own and broadcast addresses. Sorted, apart from each other.
-fn spans(range: &NetworkRange) -> Vec<Span> {
-    let number = u32::from;
-    let mut holes: Vec<(u32, u32)> = range
-        .exclusions
-        .iter()
-        .map(|p| (number(p.first), number(p.last)))
-        .collect();
-    holes.extend(range.gateway.map(|g| (number(g), number(g))));
-    let (low, high) = (
-        number(range.network.network()),
-        number(range.network.broadcast()),
+/// All addresses that a range hands out: of its pools what lies in the network, without
+/// exclusions, gateway, and the network's own and broadcast addresses.
+pub(super) fn dynamic(range: &NetworkRange) -> Stretches {
+    let one = |address: Ipv4Addr| Pool {
+        first: address,
+        last: address,
+    };
+    let network = Pool {
+        first: range.network.network(),
+        last: range.network.broadcast(),
+    };
+    let ends = (range.network.prefix() < 31).then_some([one(network.first), one(network.last)]);
+    let holes = range.exclusions.iter().copied();
+    let holes = Stretches::of(
+        holes
+            .chain(range.gateway.map(one))
+            .chain(ends.into_iter().flatten()),
     );
-    if range.network.prefix() < 31 {
-        holes.extend([(low, low), (high, high)]);
-    }
-    holes.sort_unstable();
-    let mut pools: Vec<(u32, u32)> = range
-        .pools
-        .iter()
-        .map(|p| (number(p.first).max(low), number(p.last).min(high)))
-        .filter(|(first, last)| first <= last)
-        .collect();
-    pools.sort_unstable();
-    let mut parts: Vec<(u32, u32)> = Vec::new();
-    for (first, last) in pools {
-        // In 64 bits: the address after the last may be none.
-        let mut from = u64::from(first);
-        if let Some((_, end)) = parts.last() {
-            from = from.max(u64::from(*end) + 1);
-        }
-        for (hole_first, hole_last) in &holes {
-            if u64::from(*hole_first) > u64::from(last) {
-                break;
-            }
-            if u64::from(*hole_first) > from
-                && let (Ok(a), Some(b)) = (u32::try_from(from), hole_first.checked_sub(1))
-            {
-                parts.push((a, b));
-            }
-            from = from.max(u64::from(*hole_last) + 1);
-        }
-        if from <= u64::from(last)
-            && let Ok(a) = u32::try_from(from)
-        {
-            parts.push((a, last));
-        }
-    }
+    let inside = Stretches::of([network]);
+    Stretches::of(range.pools.iter().copied())
+        .and(&inside)
+        .without(&holes)
+}
+
+/// The stretches with the place of each in the index, up to [`MOST`] addresses.
+fn spans(which: &Stretches) -> Vec<Span> {
     let mut spans = Vec::new();
     let mut offset = 0_u64;
-    for (first, last) in parts {
+    for (first, last) in which.numbers().iter().copied() {
         let room = MOST.saturating_sub(offset);
         let size = (u64::from(last - first) + 1).min(room);
         let (Ok(at), Ok(step)) = (usize::try_from(offset), u32::try_from(size)) else {

@@ -1,22 +1,26 @@
 //! The address book: who has which address, in memory. Pure: time and liveness are told.
 //!
 //! `index` files the addresses of one range so that the next free one is found at once;
-//! `share` counts what machines have that nobody has registered; [`Book`] knows the machines, leases, offers and probes. It proposes, [`super::decide`]
+//! `share` counts what machines have that nobody has registered; `stretches` are sets of addresses, and say
+//! which of them a server claims that shares the catalog with others; [`Book`] knows the machines, leases, offers and probes. It proposes, [`super::decide`]
 //! judges, and PostgreSQL's unique key is the arbiter between servers.
 //!
 //! In which order a machine is given an address: its reservation; its last lease; what it has
 //! been offered; what it asks for, if that is free; the free address its MAC leads to, or the
-//! next one that need not be asked for by ARP first; one that was given back; one that ran out. Reserved addresses and those of machines whose
+//! next one that need not be asked for by ARP first; one that was given back; one that ran out. Of each
+//! kind one that this server has claimed goes before one that nobody has; those of others are theirs. Reserved addresses and those of machines whose
 //! session lives are passed over wherever they lie.
 
 mod bits;
 mod index;
+mod pick;
 mod share;
 mod stock;
+mod stretches;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use chrono::TimeDelta;
@@ -26,6 +30,7 @@ use self::index::{Index, Place};
 use self::share::{Holding, Shares};
 pub use self::share::{IsKnown, RelayKey, relay_key};
 pub use self::stock::Stock;
+pub use self::stretches::{Claims, Layout, Stretches, arrange};
 use super::decide::{AddressFacts, Candidate, Standing};
 use crate::model::{Lease, LeaseState, MacAddr, NetworkRange, Timestamp};
 
@@ -46,8 +51,29 @@ pub struct Book {
     declined_by: HashMap<MacAddr, BTreeSet<Ipv4Addr>>,
     strangers: HashMap<Ipv4Addr, Timestamp>,
     probed: HashMap<Ipv4Addr, Timestamp>,
-    indexes: HashMap<Uuid, Index>,
+    /// Of each range, by who gives the addresses away: this server, whoever is first, others.
+    /// Where no other server shares the catalog there is one part.
+    indexes: HashMap<Uuid, Vec<Index>>,
+    /// `None`: no other server shares the catalog.
+    claims: Option<HashMap<Uuid, Claims>>,
+    /// Whose lease this server wrote last.
+    written: HashSet<Ipv4Addr>,
+    /// When each range was last asked for.
+    asked: HashMap<Uuid, Timestamp>,
     shares: Shares,
+}
+
+/// The part of a range's addresses that is other servers'.
+const OTHERS: usize = 2;
+
+/// Which addresses may be given to a machine that has none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// The database judges: this server's, and those that nobody has claimed.
+    #[default]
+    Database,
+    /// It can't be asked: only what no other server can know or give away.
+    Own,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +101,8 @@ pub struct Asker<'a> {
     pub is_reserved: &'a dyn Fn(Ipv4Addr) -> bool,
     /// Does this machine's session live?
     pub is_live: &'a dyn Fn(MacAddr) -> bool,
+    /// Can the database be asked?
+    pub reach: Reach,
 }
 
 /// How full the pools of a range are.
@@ -100,6 +128,74 @@ impl Book {
             shares: Shares::new(percent, is_known),
             ..Self::default()
         }
+    }
+
+    /// Other servers share the catalog: what each may give away is said by [`Book::claim`].
+    pub fn share(&mut self) {
+        self.claims.get_or_insert_default();
+        self.indexes.clear();
+    }
+
+    /// Takes over how the ranges are shared out; no effect on a book that is not shared.
+    pub fn claim(&mut self, claims: HashMap<Uuid, Claims>) {
+        let Some(before) = self.claims.as_mut() else {
+            return;
+        };
+        let none = Claims::default();
+        self.indexes.retain(|range, _| {
+            before.get(range).unwrap_or(&none) == claims.get(range).unwrap_or(&none)
+        });
+        *before = claims;
+    }
+
+    /// How a range is shared out.
+    #[must_use]
+    pub fn claims(&self, range_id: Uuid) -> Option<&Claims> {
+        self.claims.as_ref()?.get(&range_id)
+    }
+
+    /// Has a machine asked for an address of the range since then?
+    #[must_use]
+    pub fn is_asked_for(&self, range_id: Uuid, since: Timestamp) -> bool {
+        self.asked.get(&range_id).is_some_and(|at| *at >= since)
+    }
+
+    /// This server has written the lease of that address.
+    pub fn wrote(&mut self, address: Ipv4Addr) {
+        if self.claims.is_some() {
+            self.written.insert(address);
+        }
+    }
+
+    /// What [`arrange`] has to know of a range, but for the claims as the catalog has them.
+    pub fn layout(&mut self, range: &NetworkRange, now: Timestamp) -> Layout {
+        self.prepare(range, now);
+        let parts = self.indexes.get(&range.id).into_iter().flatten();
+        let free = parts.fold(Stretches::default(), |all, part| all.or(&part.free()));
+        let written = self.written.iter().copied().filter(|address| {
+            range.is_dynamic(*address)
+                && (self.leases.get(address))
+                    .is_some_and(|l| l.state == LeaseState::Active && l.lasts(now))
+        });
+        Layout {
+            free,
+            written: Stretches::of_addresses(written),
+            ..Layout::default()
+        }
+    }
+
+    /// True if no other server can give this address to another machine, nor has, whatever it
+    /// knows: it lies in a block of this one and has no record but this machine's.
+    #[must_use]
+    pub fn is_sure(&self, range_id: Uuid, address: Ipv4Addr, mac: MacAddr) -> bool {
+        let Some(claims) = &self.claims else {
+            return true;
+        };
+        claims
+            .get(&range_id)
+            .is_some_and(|claims| claims.own.contains(address))
+            && (self.leases.get(&address))
+                .is_none_or(|l| l.mac == mac && l.state != LeaseState::Declined)
     }
 
     /// Takes leases in (at start, after a commit, or when others changed them). An older
@@ -142,6 +238,9 @@ impl Book {
         now: Timestamp,
     ) -> AddressFacts {
         self.prepare(range, now);
+        if self.claims.is_some() {
+            self.asked.insert(range.id, now);
+        }
         let key = (range.id, asker.mac);
         let lease = self
             .lease_of
@@ -153,13 +252,14 @@ impl Book {
         // Who has an address, or has been offered one, takes no other.
         let has_one = offered.is_some()
             || (lease.as_ref()).is_some_and(|l| l.state == LeaseState::Active && l.lasts(now));
-        let size = self.indexes.get(&range.id).map_or(0, Index::size);
+        let size = self.count(range.id, Index::size);
         let over_share = !asker.is_known
             && !has_one
             && !(asker.is_live)(asker.mac)
             && self.shares.used_up(range.id, size, asker.relay, now);
         AddressFacts {
             over_share,
+            cut_off: self.claims.is_some() && asker.reach == Reach::Own,
             reserved: asker.reserved,
             candidate: self.candidate(range, asker, lease.as_ref(), offered, requested, now),
             requested,
@@ -245,11 +345,15 @@ impl Book {
         now: Timestamp,
     ) -> Vec<Ipv4Addr> {
         self.prepare(range, now);
-        let Some(index) = self.indexes.get_mut(&range.id) else {
-            return Vec::new();
-        };
-        let mut found = index.sweep(count.saturating_mul(8));
-        found.retain(|a| !is_reserved(*a) && !self.is_probed(*a, now));
+        let mut found = Vec::new();
+        for part in 0..OTHERS {
+            let Some(index) = self.part_mut(range.id, part) else {
+                break;
+            };
+            let mut more = index.sweep(count.saturating_mul(8));
+            more.retain(|a| !is_reserved(*a) && !self.is_probed(*a, now));
+            found.extend(more);
+        }
         found.truncate(count);
         found
     }
@@ -257,7 +361,8 @@ impl Book {
     /// How many free addresses of a range need not be asked for by ARP.
     #[must_use]
     pub fn stock(&self, range: &NetworkRange) -> usize {
-        self.indexes.get(&range.id).map_or(0, Index::ready)
+        let parts = self.indexes.get(&range.id).into_iter().flatten();
+        parts.take(OTHERS).map(Index::ready).sum()
     }
 
     /// How many addresses this machine keeps out by DECLINE now.
@@ -274,16 +379,14 @@ impl Book {
     /// How full a range is.
     pub fn usage(&mut self, range: &NetworkRange, now: Timestamp) -> Usage {
         self.prepare(range, now);
-        let Some(index) = self.indexes.get(&range.id) else {
-            return Usage::default();
-        };
         let mut usage = Usage {
-            size: index.size(),
-            held: index.holds(),
-            unused: index.unused(),
+            size: self.count(range.id, Index::size),
+            held: self.count(range.id, Index::holds),
+            unused: self.count(range.id, Index::unused),
             ..Usage::default()
         };
-        for address in index.lasting(now) {
+        let parts = self.indexes.get(&range.id).into_iter().flatten();
+        for address in parts.flat_map(|part| part.lasting(now)) {
             match self.leases.get(&address).map(|l| l.state) {
                 Some(LeaseState::Active) if !self.strangers.contains_key(&address) => {
                     usage.leased += 1;
@@ -350,7 +453,16 @@ impl Book {
         if leased || offered == Some(address) {
             return Standing::Its;
         }
+        if self.is_of_others(range.id, address) {
+            return Standing::Taken;
+        }
         Standing::Free
+    }
+
+    /// Another server's to give away.
+    fn is_of_others(&self, range_id: Uuid, address: Ipv4Addr) -> bool {
+        self.claims(range_id)
+            .is_some_and(|claims| claims.others.contains(address))
     }
 
     /// Somebody else's by our records; reservations not looked at.
@@ -373,104 +485,37 @@ impl Book {
         age.is_some_and(|age| age < PROBED_FOR)
     }
 
-    // ---- candidates ----
-
-    fn candidate(
-        &mut self,
-        range: &NetworkRange,
-        asker: &Asker<'_>,
-        lease: Option<&Lease>,
-        offered: Option<Ipv4Addr>,
-        requested: Standing,
-        now: Timestamp,
-    ) -> Candidate {
-        let free_for_it = |book: &Self, address| {
-            range.is_dynamic(address)
-                && !(asker.is_reserved)(address)
-                && !book.is_taken(address, asker, now)
-        };
-        if let Some(address) = asker.reserved.filter(|r| !self.is_taken(*r, asker, now)) {
-            return Candidate::Ready(address);
-        }
-        if let Some(lease) = lease
-            && !self.is_taken(lease.address, asker, now)
-            && ((asker.is_live)(asker.mac) || free_for_it(self, lease.address))
-        {
-            return Candidate::Ready(lease.address);
-        }
-        if let Some(address) = offered.filter(|a| free_for_it(self, *a)) {
-            return Candidate::Ready(address);
-        }
-        let wish = asker.requested.filter(|_| requested == Standing::Free);
-        match wish.or_else(|| self.pick(range.id, asker, now)) {
-            Some(address) if self.is_probed(address, now) => Candidate::Ready(address),
-            Some(address) => Candidate::Unprobed(address),
-            None => Candidate::None,
-        }
-    }
-
-    /// An address that nobody has. What must be passed over is parked, so that each such
-    /// address is seen once, not once a packet.
-    fn pick(&mut self, range_id: Uuid, asker: &Asker<'_>, now: Timestamp) -> Option<Ipv4Addr> {
-        for round in 0..2 {
-            if round == 1 {
-                for address in self.indexes.get_mut(&range_id)?.parked(now) {
-                    if !(asker.is_reserved)(address) && !self.is_taken(address, asker, now) {
-                        self.refile(address);
-                    }
-                }
-            }
-            loop {
-                if let Some(old) = self.stale(range_id, asker.mac, now) {
-                    self.indexes.get_mut(&range_id)?.set_ready(old, false);
-                    continue;
-                }
-                let index = self.indexes.get(&range_id)?;
-                let own = index.guess(asker.mac);
-                let next = own
-                    .filter(|a| self.is_probed(*a, now))
-                    .or_else(|| index.ready_guess(asker.mac))
-                    .or(own)
-                    .or_else(|| index.oldest_released())
-                    .or_else(|| index.oldest_run_out(now));
-                let Some(address) = next else { break };
-                if self.strangers.get(&address).is_some_and(|t| *t <= now) {
-                    self.strangers.remove(&address);
-                    self.refile(address);
-                } else if (asker.is_reserved)(address) || self.is_taken(address, asker, now) {
-                    self.indexes
-                        .get_mut(&range_id)?
-                        .file(address, Place::Parked);
-                } else {
-                    return Some(address);
-                }
-            }
-        }
-        None
-    }
-
-    /// The address of the stock that a machine would get, if its probe is too old by now.
-    fn stale(&self, range_id: Uuid, mac: MacAddr, now: Timestamp) -> Option<Ipv4Addr> {
-        let next = self.indexes.get(&range_id)?.ready_guess(mac)?;
-        (!self.is_probed(next, now)).then_some(next)
-    }
-
     // ---- filing ----
 
     /// Sees to it that the range's index stands and that no offer is held beyond its end.
     fn prepare(&mut self, range: &NetworkRange, now: Timestamp) {
-        if !self.indexes.get(&range.id).is_some_and(|i| i.is_of(range)) {
+        let stands = |parts: &Vec<Index>| parts.iter().all(|part| part.is_of(range));
+        if !self.indexes.get(&range.id).is_some_and(stands) {
             // Networks never overlap: one that does is gone or was changed.
-            self.indexes.retain(|_, i| !i.overlaps(range));
-            let mut index = Index::new(range);
+            self.indexes
+                .retain(|_, parts| !parts.iter().any(|part| part.overlaps(range)));
+            let all = index::dynamic(range);
+            let parts = match &self.claims {
+                None => vec![all],
+                Some(claims) => {
+                    let none = Claims::default();
+                    let Claims { own, others } = claims.get(&range.id).unwrap_or(&none);
+                    vec![all.and(own), all.without(&own.or(others)), all.and(others)]
+                }
+            };
+            let mut parts: Vec<Index> =
+                parts.iter().map(|which| Index::new(range, which)).collect();
             let known = self.leases.keys().chain(self.offers.keys());
             for address in known.chain(self.strangers.keys()) {
-                index.file(*address, self.place(*address));
+                let place = self.place(*address);
+                parts.iter_mut().for_each(|part| part.file(*address, place));
             }
             for address in self.probed.keys() {
-                index.set_ready(*address, true);
+                parts
+                    .iter_mut()
+                    .for_each(|part| part.set_ready(*address, true));
             }
-            self.indexes.insert(range.id, index);
+            self.indexes.insert(range.id, parts);
         }
         while let Some((until, address)) = self.offer_ends.first().copied() {
             if now < until {
@@ -504,7 +549,7 @@ impl Book {
         let place = self.place(address);
         self.shares.file(address, self.holding(address));
         let ready = place == Place::Free && self.probed.contains_key(&address);
-        for index in self.indexes.values_mut() {
+        for index in self.indexes.values_mut().flatten() {
             index.file(address, place);
             index.set_ready(address, ready);
         }

@@ -16,8 +16,8 @@ use super::targets;
 use super::wire::answer::{Answer, RejectReason};
 use super::wire::text::{Text, pairs};
 use super::wire::{Digests, FINAL, Framed, HEADER, LONGEST_DATA, NO_TAG, Pdu, Request, frame};
+use crate::attention::Attention;
 use crate::clock::Clock;
-use crate::export::attention::Attention;
 
 /// The buffer for what comes; it grows when a longer PDU does.
 const BUFFER: usize = 64 * 1024;

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustls::ServerConnection;
 
 use super::conduit::Conduit;
-use crate::export::attention::Attention;
+use crate::attention::Attention;
 
 /// Bytes of ciphertext read at once.
 const CIPHER: usize = 64 * 1024;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::lan::{Host, Lan, wait_for};
 use super::postgres::Database;
-use super::raw::{ACK, DISCOVER, Message, RELEASE, REQUEST, Talker};
+use super::raw::{ACK, DISCOVER, Message, RELEASE, Talker};
 use super::server::{Server, Settings, client, prepare, range};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -195,20 +195,94 @@ fn a_slow_database_is_not_waited_for() {
     }
 }
 
+/// Waits until a server has addresses of its own that it may use.
+fn claimed(server: &Server) -> u64 {
+    wait_for("addresses are claimed", SOON * 2, || {
+        Some(server.metric("claimed_addresses")).filter(|count| *count > 0)
+    })
+}
+
 #[test]
-fn where_servers_share_a_database_only_reserved_addresses_are_owed() {
+fn where_servers_share_a_database_each_goes_on_with_its_own_addresses() {
     let site = Site::new(false);
     let server = site.start();
+    // One that was leased before anything was claimed: made this server's own afterwards.
+    let first = site.talker.lease(mac(1), 1).unwrap();
+    let own = claimed(&server);
+    assert!(own >= 12, "a quarter of 49 or more: {own}");
+    wait_for("the lease lies in a block that is used", SOON * 2, || {
+        let all = site
+            .database
+            .query("select coalesce(sum(addresses), 0) from lease_block_status");
+        let inside = site.database.query(&format!(
+            "select count(*) from lease_block_status where '{}' between first_address and last_address and leased > 0",
+            first.address
+        ));
+        (inside == "1" && all == server.metric("claimed_addresses").to_string()).then_some(())
+    });
+    // Another server has the rest.
+    site.database.query(&format!(
+        "insert into servers (id, name, version, claims_until) values ('{0}', 'other', '0', now() + interval '1 day');
+         insert into lease_blocks (range_id, first_address, last_address, server_id)
+             select r.id, a, a, '{0}' from network_ranges r, (select '10.77.0.50'::inet + n as a from generate_series(0, 49) n) x
+             where not exists (select 1 from lease_blocks b where a between b.first_address and b.last_address)",
+        uuid::Uuid::new_v4()
+    ));
     site.no_leases();
-    let reserved = site.talker.lease(mac(9), 1).unwrap();
+    let reserved = site.talker.lease(mac(9), 2).unwrap();
     assert_eq!(reserved.address, Ipv4Addr::new(10, 77, 0, 9));
-    let offer = site.talker.ask(&Message::new(DISCOVER, mac(1), 2)).unwrap();
-    let request = Message::new(REQUEST, mac(1), 2)
-        .requesting(offer.address)
-        .of_server(SERVER);
-    assert!(site.talker.ask(&request).is_none());
+    let second = site.talker.lease(mac(2), 3).unwrap();
+    let again = site.talker.lease(mac(1), 4).unwrap();
+    assert_eq!((again.kind, again.address), (ACK, first.address));
+    assert!(server.metric("leases_owed_total") >= 3);
     site.leases_again();
     paid(&server);
+    assert_eq!(site.row(2), format!("{}|active", second.address));
     assert_eq!(site.row(9), "10.77.0.9|active");
-    assert_eq!(site.talker.ask(&request).unwrap().kind, ACK);
+    assert_eq!(server.metric("leases_set_aside_total"), 0);
+    let mine = format!(
+        "select count(*) from lease_blocks where server_id = '{}' and '{}' between first_address and last_address",
+        site.settings.server_id, second.address
+    );
+    assert_eq!(site.database.query(&mine), "1");
+    // It stops in good order, and so gives its claim up.
+    server.stop();
+    let held = format!(
+        "select count(*) from servers where id = '{}' and claims_until is null",
+        site.settings.server_id
+    );
+    assert_eq!(site.database.query(&held), "1");
+    assert!(!site.settings.journals.path().join("claims.json").exists());
+}
+
+#[test]
+fn what_others_have_claimed_is_theirs() {
+    let site = Site::new(false);
+    let other = uuid::Uuid::new_v4();
+    // All but four addresses.
+    site.database.query(&format!(
+        "insert into servers (id, name, version, claims_until) values ('{other}', 'other', '0', now() + interval '1 day');
+         insert into lease_blocks (range_id, first_address, last_address, server_id)
+             select id, '10.77.0.54', '10.77.0.99', '{other}' from network_ranges"
+    ));
+    let server = site.start();
+    // It may have been offered others before the server knew; by the database it gets none of them.
+    for n in 1..=4 {
+        let leased = wait_for("it has an address", SOON * 2, || {
+            site.talker.lease(mac(n), u32::from(n) * 10)
+        });
+        assert!(leased.address < Ipv4Addr::new(10, 77, 0, 54), "{leased:?}");
+    }
+    assert!(
+        site.talker
+            .ask(&Message::new(DISCOVER, mac(5), 99))
+            .is_none()
+    );
+    // That server is gone for good.
+    site.database
+        .query(&format!("delete from servers where id = '{other}'"));
+    wait_for("the fifth has one", SOON * 2, || {
+        site.talker.lease(mac(5), 100)
+    });
+    server.stop();
 }

@@ -266,6 +266,7 @@ async fn serve(
         default_image: None,
         server_id: settings.server_id,
         sole: settings.sole,
+        claim_seconds: 3_600,
         journal_dir: settings.journals.path().to_owned(),
     };
     let mut server = DhcpServer::new(handles, options).unwrap();

@@ -185,6 +185,9 @@ fn p06_discover_is_offered_what_the_book_proposes() {
         Decision::Probe(ip(IT))
     );
     assert_eq!(discover.silence(), Silence::PoolExhausted);
+    let mut alone = discover;
+    alone.address.cut_off = true;
+    assert_eq!(alone.silence(), Silence::CutOff);
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn cases() -> impl Strategy<Value = Case> {
         candidate,
         standing,
         0_u32..7,
-        proptest::bool::weighted(0.1),
+        (proptest::bool::weighted(0.1), proptest::bool::weighted(0.3)),
     );
     let policy = (
         prop_oneof![
@@ -96,11 +96,11 @@ fn cases() -> impl Strategy<Value = Case> {
     );
     (packets(), address, policy, any::<bool>(), 0_u8..10).prop_map(
         |(packet, address, policy, ours, nowhere)| {
-            let (reserved, leased, offered, candidate, standing, declines, over_share) = address;
+            let (reserved, leased, offered, candidate, standing, declines, kept) = address;
             let (mode, known_only, known, chainload, unknown, delivered, found, pxe) = policy;
             let mut case = case(packet).standing(standing).candidate(candidate);
             case.address.declines = declines;
-            case.address.over_share = over_share;
+            (case.address.over_share, case.address.cut_off) = kept;
             case = leased.into_iter().fold(case, Case::leased);
             if reserved {
                 case = case.reserved(IT);

@@ -205,7 +205,7 @@ proptest! {
             gateway: gateway.map(|g| Ipv4Addr::from(u32::from(ip("10.0.0.0")) + g)),
             ..range()
         };
-        let mut index = Index::new(&range);
+        let mut index = Index::new(&range, &index::dynamic(&range));
         let want: BTreeSet<Ipv4Addr> = (0..500)
             .map(|n| Ipv4Addr::from(base + n))
             .filter(|a| range.is_dynamic(*a))

@@ -1,6 +1,7 @@
 //! The address book: sticky, fair, fast, and never two holders of one address.
 
 mod histories;
+mod shared;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -16,6 +17,7 @@ struct World {
     book: Book,
     reserved: HashMap<Ipv4Addr, MacAddr>,
     live: HashSet<MacAddr>,
+    reach: Reach,
 }
 
 impl World {
@@ -38,6 +40,7 @@ impl World {
             requested: asks,
             is_reserved: &|a| self.reserved.contains_key(&a),
             is_live: &|m| self.live.contains(&m),
+            reach: self.reach,
         };
         self.book.look(range, &asker, at(now))
     }

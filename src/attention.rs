@@ -1,10 +1,9 @@
-//! Waiting for the next request of a connection that asks one thing after the other.
+//! Waiting for the next request of a client that asks one thing after the other.
 //!
 //! A thread that sleeps until bytes come costs such a client the wake-up of an idle processor
-//! at each request, which on a virtual machine takes longer than the request itself. So a
-//! connection whose requests follow close on each other is looked at for a moment before its
-//! thread sleeps. What that costs is bounded: a look gives its processor to whoever wants it
-//! (`sched_yield`), only a few connections look at a time, and one that looked in vain does so
+//! at each request, which on a virtual machine takes longer than the request itself. So where
+//! requests follow close on each other, a thread looks for a moment before it sleeps. What that costs is bounded: a look gives its processor to whoever wants it
+//! (`sched_yield`), only a few threads look at a time, and one that looked in vain does so
 //! ever more rarely.
 
 use std::io::{self, ErrorKind, Read as _};
@@ -27,7 +26,7 @@ static LOOKING: LazyLock<Semaphore> = LazyLock::new(|| {
     Semaphore::new(processors / 2)
 });
 
-/// What a connection's waits so far tell of the next one.
+/// What a thread's waits so far tell of the next one.
 #[derive(Debug, Default)]
 pub struct Attention {
     /// Waits to sleep through before it looks again.
@@ -43,7 +42,15 @@ impl Attention {
     ///
     /// Those of `read(2)`, the socket's time limit among them; an interrupted call is repeated.
     pub fn receive(&mut self, socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-        if let Some(received) = self.look(socket, buffer)? {
+        let looked =
+            self.look(
+                || match recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+                    Ok(received) => Ok(Some(received)),
+                    Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+                    Err(error) => Err(error),
+                },
+            )?;
+        if let Some(received) = looked {
             return Ok(received);
         }
         loop {
@@ -54,7 +61,16 @@ impl Attention {
         }
     }
 
-    fn look(&mut self, socket: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    /// Looks again and again for a moment; `None` if this wait is not one to look through, or
+    /// nothing was there: then the thread sleeps.
+    ///
+    /// # Errors
+    ///
+    /// Those of `once`.
+    pub fn look<T, E>(
+        &mut self,
+        mut once: impl FnMut() -> Result<Option<T>, E>,
+    ) -> Result<Option<T>, E> {
         if !self.is_due() {
             return Ok(None);
         }
@@ -62,14 +78,11 @@ impl Attention {
             return Ok(None);
         };
         for _ in 0..LOOKS {
-            match recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(received) => {
-                    self.patience = 0;
-                    return Ok(Some(received));
-                }
-                Err(Errno::EAGAIN | Errno::EINTR) => std::thread::yield_now(),
-                Err(error) => return Err(error.into()),
+            if let Some(found) = once()? {
+                self.patience = 0;
+                return Ok(Some(found));
             }
+            std::thread::yield_now();
         }
         self.looked_in_vain();
         Ok(None)
@@ -94,7 +107,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::export::pair;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (near, listener.accept().unwrap().0)
+    }
 
     #[test]
     fn looking_in_vain_makes_it_ever_rarer_and_success_frequent_again() {
