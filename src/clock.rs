@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::model::Timestamp;
 
@@ -66,6 +66,17 @@ impl Clock {
             .epoch_micros
             .fetch_add(shift.num_microseconds().unwrap_or(0), Ordering::AcqRel);
         shift
+    }
+
+    /// How long ago a moment of the machine's wall clock was, as the kernel tells of packets.
+    /// Zero where it lies ahead.
+    #[must_use]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the time"
+    )]
+    pub fn since(&self, wall: SystemTime) -> Duration {
+        SystemTime::now().duration_since(wall).unwrap_or_default()
     }
 
     /// A monotonic instant, for measuring how long something took.

@@ -95,9 +95,10 @@ impl Catalog {
         .await
     }
 
-    /// Marks a lease released or declined if that MAC still holds it, and has not been given it
-    /// again after `at` (declined: for
-    /// `length_seconds` from `at`; released: it keeps its start and length).
+    /// Marks a lease released or declined if that MAC still holds it (declined: for
+    /// `length_seconds` from `at`; released: it keeps its start and length). A lease that the
+    /// machine was given after `at`, by another server meanwhile, is not the one that it gave
+    /// back, and stays.
     ///
     /// # Errors
     /// As all.
@@ -116,8 +117,7 @@ impl Catalog {
                     "UPDATE leases SET state = $3,
                          starts_at = CASE WHEN $3 = 'released' THEN starts_at ELSE $4 END,
                          length_seconds = CASE WHEN $3 = 'released' THEN length_seconds ELSE $5 END
-                     WHERE address = $1 AND mac = $2 AND NOT (state = 'declined' AND $3 = 'released')
-                         AND NOT (state = 'active' AND starts_at > $4)",
+                     WHERE address = $1 AND mac = $2 AND starts_at <= $4 AND NOT (state = 'declined' AND $3 = 'released')",
                     inet(address),
                     mac,
                     state.as_str(),

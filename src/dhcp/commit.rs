@@ -427,8 +427,8 @@ impl<T: Send + 'static> Committer<T> {
             ))
             .await;
         match ended {
-            Ok(true) => self.reread(&[ending.address]).await,
-            Ok(false) => Health::Good,
+            // Also where nothing was ended: the book took the machine's word for it.
+            Ok(_) => self.reread(&[ending.address]).await,
             Err(error) => {
                 tracing::debug!(
                     client.mac = %ending.mac, address = %ending.address, state = %ending.state, %error,

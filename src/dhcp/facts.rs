@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnetwork::Ipv4Network;
 
@@ -35,6 +36,8 @@ pub(super) struct Case {
     pub(super) noted: bool,
     /// Nobody else has its client's disk.
     pub(super) settled: bool,
+    /// How long it lay unread.
+    pub(super) waited: Duration,
 }
 
 impl Case {
@@ -70,6 +73,7 @@ impl Case {
             probes_left: 4,
             noted: false,
             settled: false,
+            waited: Duration::ZERO,
         })
     }
 

@@ -8,6 +8,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use chrono::TimeDelta;
@@ -41,6 +42,10 @@ use crate::model::{Arch, Lease, LeaseState, MacAddr, RangeMode, Timestamp};
 
 /// How long an offer is held for its machine: longer than a ROM takes to come back.
 pub(super) const OFFER_SECONDS: i64 = 60;
+
+/// A packet that lay unread for longer is left alone: its machine has asked again, and may have
+/// turned to another server, whose lease ours would take the place of.
+const STALE: Duration = Duration::from_secs(3);
 
 /// Between two warnings about the same thing.
 const TELL_AGAIN: TimeDelta = TimeDelta::minutes(1);
@@ -116,9 +121,18 @@ impl Core {
                 self.metrics.request(request.kind);
                 let snapshot = self.cache.get();
                 let case = Case::new(link, port, received.from, received.to, *request, &snapshot);
-                match case {
-                    Some(case) => self.consider(case, &snapshot),
-                    None => self.metrics.dropped(Dropped::NoAddress),
+                let Some(mut case) = case else {
+                    self.metrics.dropped(Dropped::NoAddress);
+                    return;
+                };
+                case.waited = received
+                    .at
+                    .map(|at| self.clock.since(at))
+                    .unwrap_or_default();
+                if case.waited > STALE {
+                    self.drop_case(&case, Dropped::Stale);
+                } else {
+                    self.consider(case, &snapshot);
                 }
             }
         }
@@ -456,7 +470,8 @@ impl Core {
             address,
             mac,
             state,
-            at: now,
+            // When it was said: by now another server may have given the machine a newer lease.
+            at: now - TimeDelta::from_std(case.waited).unwrap_or_default(),
             length_seconds,
         }));
     }

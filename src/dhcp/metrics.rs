@@ -36,6 +36,9 @@ words! {
         NoAddress = "no_address",
         /// Another interface's packet took the address in the same instant.
         Contended = "contended",
+        /// It lay unread for so long (we stood still) that its machine has asked again, or asked
+        /// another server.
+        Stale = "stale",
         /// A server's packet on the servers' port.
         ServersReply = "servers_reply",
     }

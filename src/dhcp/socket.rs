@@ -1,9 +1,10 @@
 //! UDP sockets bound to one interface, that tell the local address which each packet reached
-//! (`IP_PKTINFO`; `batch` sends by them). No DHCP here.
+//! (`IP_PKTINFO`; `batch` sends by them), and when (`SO_TIMESTAMPNS`). No DHCP here.
 
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::{Duration, SystemTime};
 
 use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, setsockopt, sockopt,
@@ -24,6 +25,8 @@ pub(super) struct Received {
     pub(super) from: SocketAddrV4,
     /// Where it was sent to: one of our addresses, or a broadcast address.
     pub(super) to: Ipv4Addr,
+    /// When the kernel took it in, by the machine's wall clock.
+    pub(super) at: Option<SystemTime>,
 }
 
 /// A UDP socket on all addresses of one interface.
@@ -46,6 +49,7 @@ impl DeviceSocket {
         // Before `bind`, or the port would be asked for on all interfaces.
         socket.bind_device(Some(device.as_bytes()))?;
         setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+        setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
         // A classroom that is switched on at once is a burst. Beyond its limit the kernel lets
         // only a privileged process go (we are, where this is done before privileges drop);
         // else it is cut to the limit, and an error is none.
@@ -72,7 +76,7 @@ impl DeviceSocket {
 
     fn receive_now(&self, intake: &mut Intake) -> io::Result<()> {
         intake.received.clear();
-        let space = nix::cmsg_space!(libc::in_pktinfo);
+        let space = nix::cmsg_space!(libc::in_pktinfo, libc::timespec);
         // Made anew for each call: the kernel shortens the lengths in it.
         let mut headers = MultiHeaders::preallocate(intake.buffers.len(), Some(space));
         let mut parts: Vec<[IoSliceMut<'_>; 1]> = intake
@@ -88,18 +92,25 @@ impl DeviceSocket {
             None,
         )?;
         for message in messages {
-            let to = message.cmsgs()?.find_map(|control| match control {
-                ControlMessageOwned::Ipv4PacketInfo(info) => {
-                    Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)))
+            let (mut to, mut at) = (None, None);
+            for control in message.cmsgs()? {
+                match control {
+                    ControlMessageOwned::Ipv4PacketInfo(info) => {
+                        to = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)));
+                    }
+                    ControlMessageOwned::ScmTimestampns(time) => {
+                        at = SystemTime::UNIX_EPOCH.checked_add(Duration::from(time));
+                    }
+                    _ => {}
                 }
-                _ => None,
-            });
+            }
             intake.received.push(Received {
                 length: message.bytes,
                 from: message
                     .address
                     .map_or(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), Into::into),
                 to: to.unwrap_or(Ipv4Addr::BROADCAST),
+                at,
             });
         }
         Ok(())

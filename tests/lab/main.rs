@@ -9,6 +9,7 @@
 //!   port; [`crashes`]: kill -9 at any moment; [`powercut`]: an ACK outlives the power
 //! - [`disks`]: Debian from its disk, by every path; [`exports`]: the disks' protocols under
 //!   kill -9, restarts, a full store; [`crowds`]: what many of them cost; [`storms`]: `dls storm`
+//! - [`histories`]: four servers on one database under every harm, judged by [`history`]
 //! - [`outage`]: boots while the database hangs, and a start without it
 //! - [`zfs`]: the `zfs` backend on real OpenZFS
 //!
@@ -27,6 +28,8 @@ mod crowds;
 mod disks;
 mod exports;
 mod failures;
+mod histories;
+mod history;
 mod hostile;
 mod live;
 mod machine;

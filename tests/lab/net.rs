@@ -96,7 +96,7 @@ impl Lab {
     }
 
     /// A new namespace `LAB-what`.
-    fn add_namespace(&self, what: &str) -> String {
+    pub(crate) fn add_namespace(&self, what: &str) -> String {
         let name = format!("{}-{what}", self.name);
         run("ip", ["netns", "add", name.as_str()]);
         self.namespaces.borrow_mut().push(name.clone());

@@ -247,6 +247,16 @@ impl Book {
             .get(&key)
             .and_then(|a| self.leases.get(a))
             .cloned();
+        // Another server has leased it what was only offered to somebody else here.
+        let other = (lease.as_ref())
+            .filter(|l| l.state == LeaseState::Active)
+            .filter(|l| l.lasts(now) || (asker.is_live)(asker.mac))
+            .and_then(|l| self.offers.get(&l.address))
+            .filter(|offer| offer.mac != asker.mac)
+            .map(|offer| (offer.range_id, offer.mac));
+        if let Some((range_id, mac)) = other {
+            self.unhold(range_id, mac);
+        }
         let offered = self.offer_of.get(&key).copied();
         let requested = self.standing(range, asker, lease.as_ref(), offered, now);
         // Who has an address, or has been offered one, takes no other.

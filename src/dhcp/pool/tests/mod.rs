@@ -391,6 +391,22 @@ fn offers_are_held_and_let_go() {
 }
 
 #[test]
+fn what_another_server_has_leased_was_only_offered_here() {
+    let range = small("10.0.0.100", "10.0.0.100");
+    let mut world = World::default();
+    let only = ip("10.0.0.100");
+    assert!(world.book.hold(range.id, mac(1), only, at(60)));
+    world.put(&range, mac(2), only, 0, 30);
+    assert_eq!(world.standing(mac(1), "10.0.0.100", 1), Standing::Taken);
+    assert_eq!(world.standing(mac(2), "10.0.0.100", 1), Standing::Its);
+    assert_eq!(world.look(&range, mac(1), None, 1).offered, None);
+    // A lease that has run out goes before no offer.
+    assert!(world.book.hold(range.id, mac(1), only, at(60)));
+    assert_eq!(world.standing(mac(2), "10.0.0.100", 30), Standing::Taken);
+    assert_eq!(world.standing(mac(1), "10.0.0.100", 30), Standing::Its);
+}
+
+#[test]
 fn an_offer_outside_the_pools_ends_too() {
     let range = range();
     let mut world = World::default();
