@@ -1,12 +1,11 @@
 #!/bin/bash
-#!/bin/bash
 # `make bench`: each server beside others, in one run. Prints ratios and writes
 # benches/RESULTS*.md: the disks here, DHCP (as root) and the boot doors by scripts of their own.
-# BENCH_SECONDS (2) per measurement, BENCH_ROUNDS (5). WHAT=dhcp, tftp, http or disks is one of them.
+# BENCH_SECONDS (2) per measurement, BENCH_ROUNDS (5). WHAT=dhcp, tftp, http, storm, large or disks is one of them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 what=${WHAT:-all}
-case $what in all | dhcp | tftp | http | disks) ;; *) echo "WHAT is dhcp, tftp, http or disks" >&2; exit 2 ;; esac
+case $what in all | dhcp | tftp | http | storm | large | disks) ;; *) echo "WHAT is dhcp, tftp, http, storm, large or disks" >&2; exit 2 ;; esac
 wanted() { [ "$what" = all ] || [ "$what" = "$1" ]; }
 if wanted dhcp; then
     if [ "$(id -u)" -eq 0 ]; then
@@ -18,6 +17,8 @@ if wanted dhcp; then
 fi
 if wanted tftp; then benches/tftp.sh; fi
 if wanted http; then benches/http.sh; fi
+if wanted storm; then benches/storm.sh; fi
+if wanted large; then benches/large.sh; fi
 wanted disks || exit 0
 for program in fio nbdkit qemu-nbd qemu-img nbdinfo python3; do
     command -v $program >/dev/null || { echo "$program is missing (make packages)" >&2; exit 1; }

@@ -4,7 +4,7 @@
 //! [`boot`]`::{path, plan, script, session, token}`, `replicate::{wire, machine}`. *Resources*: [`catalog`] (PostgreSQL),
 //! [`storage`] (files), [`journal`] (what must not be lost while PostgreSQL is away). *Services*: [`boot`]`::{files, tracker}`, [`cache`]; upon them [`replicate`]. *Edges*:
 //! [`dhcp`]`::server`, [`tftp`]`::server`, [`http`], [`admin`]. *Clients' side*, to try them: [`storm`]. *Root*: [`app`], [`cli`].
-//! From the side: [`steps`] (where tests kill the server), [`attention`] (before a thread sleeps).
+//! From the side: [`steps`] (where tests kill the server), [`attention`] (before a thread sleeps), [`heap`].
 //! Nothing points up, and edges never point at each other: `tests/architecture.rs` holds it so.
 
 pub mod admin;
@@ -19,6 +19,7 @@ pub mod config;
 pub mod crowd;
 pub mod dhcp;
 pub mod export;
+pub mod heap;
 pub mod http;
 pub mod image_check;
 pub mod journal;

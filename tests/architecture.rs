@@ -149,7 +149,7 @@ fn purity(source: &Source) -> Vec<String> {
 /// Layers from the bottom up. `replicate` reads the cache and is asked by `admin`: it lies
 /// between them; its peers are servers, not machines. `storm` plays the machines: it reads and writes
 /// what the edges write and read, and no edge knows it. What a file may use lies on a lower layer,
-/// or is its own module. `attention`, `clock`, `crowd`, `steps`, `telemetry` and `privileges` serve all from the
+/// or is its own module. `attention`, `clock`, `crowd`, `heap`, `steps`, `telemetry` and `privileges` serve all from the
 /// side.
 const LAYERS: [&[&str]; 7] = [
     &["model"],
@@ -185,7 +185,7 @@ const LAYERS: [&[&str]; 7] = [
 
 /// The modules of the top and bottom that everybody or nobody looks at.
 const ROOT: [&str; 4] = ["main", "lib", "app", "cli"];
-const EVERYWHERE: [&str; 5] = ["attention", "clock", "crowd", "steps", "telemetry"];
+const EVERYWHERE: [&str; 6] = ["attention", "clock", "crowd", "heap", "steps", "telemetry"];
 
 /// The layer of a module path such as `dhcp/wire` or `dhcp/server`: the most special entry.
 fn layer(path: &str) -> Option<(usize, &'static str)> {

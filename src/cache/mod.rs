@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::catalog::{Catalog, CatalogError, Change, Loaded};
+use crate::heap;
 use crate::model::Site;
 pub use saved::{NoPicture, Saved};
 pub use snapshot::Snapshot;
@@ -27,6 +28,9 @@ const RETRY: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// Between two savings.
 const SAVE_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Clients whose rows are worth giving memory back for.
+const MANY: usize = 10_000;
 
 /// A handle on the current [`Snapshot`]; clones share it.
 #[derive(Debug, Clone)]
@@ -149,7 +153,16 @@ impl Cache {
 
     async fn save_now(&self, saved: &Saved) {
         let (saved, snapshot) = (saved.clone(), self.get());
-        let written = tokio::task::spawn_blocking(move || saved.write(&snapshot.loaded())).await;
+        let written = tokio::task::spawn_blocking(move || {
+            let loaded = snapshot.loaded();
+            let (written, many) = (saved.write(&loaded), loaded.clients.len() >= MANY);
+            drop((snapshot, loaded));
+            if many {
+                heap::give_back();
+            }
+            written
+        })
+        .await;
         match written.map_err(std::io::Error::other).flatten() {
             Ok(()) => tracing::debug!("the picture of the catalog is saved"),
             Err(error) => {
