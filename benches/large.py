@@ -58,7 +58,7 @@ def main():
         starts = []
         for _ in range(3):
             starts.append(site.start())
-            time.sleep(2)
+            time.sleep(8)
             memory = resident(site.pid())
             took = changes(site)
             site.stop()

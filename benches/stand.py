@@ -109,8 +109,14 @@ class Stand:
 
     def pid(self):
         """The server's own."""
-        own = [p for p in self.processes() if pathlib.Path(f"/proc/{p}/comm").read_text().strip() == "dls"]
-        return max(own, key=resident)
+        own = []
+        for pid in self.processes():
+            try:
+                if pathlib.Path(f"/proc/{pid}/comm").read_text().strip() == "dls":
+                    own.append((resident(pid), pid))
+            except (FileNotFoundError, StopIteration):
+                continue
+        return max(own)[1]
 
     def spent(self):
         """Processor seconds of dls and of PostgreSQL, those of ended children included."""

@@ -40,7 +40,7 @@ impl Cluster {
         });
         // Machines wait: where it is known what it held last, it may come when it can.
         let located = Embedded::locate(state_dir).ok();
-        let known = located.filter(|_| Saved::at(local).read().is_ok());
+        let known = located.filter(|_| Saved::at(local).is_there());
         let patience = known.as_ref().map_or(Duration::MAX, |_| PATIENCE);
         let started = tokio::time::timeout(patience, &mut starting).await;
         let late = !matches!(started, Ok(Ok(Ok(_))));

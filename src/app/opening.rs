@@ -52,13 +52,21 @@ pub(super) async fn open_catalog(
     };
     let catalog = Catalog::prepare(&options).context("opening the catalog")?;
     let saved = Saved::at(&local.path);
-    let picture = tokio::task::spawn_blocking(move || saved.read()).await?;
-    let patience = if picture.is_ok() {
+    // Read only where it is needed: of a large site it takes memory.
+    let (known, saved) = tokio::task::spawn_blocking(move || (saved.is_there(), saved)).await?;
+    let patience = if known {
         local.patience
     } else {
         DATABASE_PATIENCE
     };
-    let reached = catalog.reach(patience).await;
+    let mut reached = catalog.reach(patience).await;
+    let mut picture = Err(NoPicture::None);
+    if matches!(reached, Err(CatalogError::Unavailable(_))) {
+        picture = tokio::task::spawn_blocking(move || saved.read()).await?;
+        if known && picture.is_err() {
+            reached = catalog.reach(DATABASE_PATIENCE).await;
+        }
+    }
     let looking = catalog.clone();
     match (reached, picture) {
         (Ok(()), _) => {

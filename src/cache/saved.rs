@@ -56,6 +56,14 @@ impl Saved {
         replace_file(&self.path, &bytes)
     }
 
+    /// Is there one of this form? Whether it is whole is found out when it is read. Blocks.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        let mut magic = [0; MAGIC.len()];
+        let head = std::fs::File::open(&self.path).and_then(|mut f| f.read_exact(&mut magic));
+        head.is_ok() && magic == MAGIC
+    }
+
     /// Reads it. Blocks.
     ///
     /// # Errors
@@ -156,8 +164,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let saved = Saved::at(dir.path());
         assert!(matches!(saved.read(), Err(NoPicture::None)));
+        assert!(!saved.is_there());
         let what = loaded(3);
         saved.write(&what).unwrap();
+        assert!(saved.is_there());
         assert_eq!(saved.read().unwrap(), what);
         let mode = std::fs::metadata(dir.path().join("catalog.cache")).unwrap();
         assert_eq!(mode.permissions().mode() & 0o777, 0o600);
