@@ -77,7 +77,7 @@ impl Measure {
             Self {
                 clients: 300,
                 addresses: 360,
-                seconds: 55,
+                seconds: 50,
                 ramp: 4,
                 lease: 60,
                 kills: (2, 1, 6),
@@ -277,7 +277,7 @@ impl<'a> Server<'a> {
         let text = format!(
             "state_dir = \"{}\"\nserver_name = \"server-{number}\"\n\n\
              [database]\nurl = \"postgres://dls@{DATABASE}/dls\"\n\n\
-             [dhcp]\nunknown_share_percent = 100\n\n[log]\nfilter = \"info\"\n",
+             [dhcp]\nunknown_share_percent = 100\nclaim_seconds = 60\n\n[log]\nfilter = \"info\"\n",
             state.display()
         );
         let made = Self {
@@ -352,14 +352,17 @@ impl<'a> Server<'a> {
         self.get("/readyz").contains("\"degraded\":false")
     }
 
+    fn metric(&self, name: &str) -> Option<u64> {
+        let metrics = self.get("/metrics");
+        let values = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+        metrics.lines().find_map(values)
+    }
+
     /// It has its database, and the database has all that it has acknowledged.
     fn owes_nothing(&self) -> bool {
-        let metrics = self.get("/metrics");
-        let is_zero = |name: &str| {
-            let line = metrics.lines().find_map(|line| line.strip_prefix(name));
-            line.is_some_and(|value| value.trim() == "0")
-        };
-        is_zero("dls_dhcp_leases_owing ") && is_zero("dls_database_away ") && self.is_well()
+        self.metric("dls_dhcp_leases_owing") == Some(0)
+            && self.metric("dls_database_away") == Some(0)
+            && self.is_well()
     }
 }
 
@@ -407,6 +410,11 @@ impl<'a> Site<'a> {
             "range add --network 10.77.0.0/16 --mode full --lease-seconds {} --pool {first}-{last}",
             measure.lease
         )));
+        for server in &servers {
+            wait_for("a server has claimed addresses", secs(60), || {
+                (server.metric("dls_dhcp_claimed_addresses") > Some(0)).then_some(())
+            });
+        }
         Self {
             lab,
             database,
