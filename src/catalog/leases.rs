@@ -21,7 +21,8 @@ impl Catalog {
     /// order: `true` stored, `false` refused because another MAC holds the address (the
     /// unique key is the arbiter between servers) or the address is not one of its range.
     /// A run-out or released lease of another MAC is taken over unless that machine's boot
-    /// is still open. An older lease of the same MAC and range at another address is removed.
+    /// is still open. An older lease of the same MAC and range at another address is removed; one
+    /// that is newer (by two seconds, for the clocks) stays, and the lease is refused.
     /// Also refused: a new lease of an address in another server's block, unless it is reserved.
     ///
     /// Where one call leases an address to two machines the first is taken, where it leases
@@ -234,7 +235,10 @@ async fn commit(
     // make it look machine by machine, and `ctid` makes it take those rows by their place, however
     // many leases there are: the plan is made once, often while there are none. (That a place
     // costs little more than the next page is said in `connect`; without it the plan of an empty table
-    // reads all of it.) Subqueries with a value, not EXISTS, for the same reason: those would be
+    // reads all of it.) What comes late (its server stood still, or paid what it owed) takes
+    // nothing newer away: neither the machine's lease of another address nor time of the same one.
+    // Servers have PostgreSQL's clock but for a little, and a clock that was wrong binds nobody.
+    // Subqueries with a value, not EXISTS, for the same reason: those would be
     // hashed, whole tables of them.
     let rows = sqlx::query!(
         r#"WITH input AS (
@@ -242,10 +246,14 @@ async fn commit(
                        $7::timestamptz[], $8::bigint[], $9::bytea[])
                    AS i(address, range_id, mac, client_identifier, hostname, state, starts_at, length_seconds, relay_information)
                JOIN network_ranges r ON r.id = i.range_id AND i.address <<= r.network
-               WHERE i.state <> 'active'
+               WHERE (i.state <> 'active'
                    OR NOT EXISTS (SELECT 1 FROM lease_blocks b WHERE b.span @> (i.address - '0.0.0.0'::inet) AND b.server_id <> $10)
                    OR (SELECT x.mac FROM leases x WHERE x.address = i.address) = i.mac
-                   OR (SELECT c.id FROM clients c WHERE c.ip_address = i.address) IS NOT NULL
+                   OR (SELECT c.id FROM clients c WHERE c.ip_address = i.address) IS NOT NULL)
+                   AND (i.state <> 'active' OR (SELECT x.address FROM leases x WHERE x.range_id = i.range_id AND x.mac = i.mac
+                       AND x.state <> 'declined' AND x.state = 'active' AND x.address <> i.address
+                       AND x.starts_at > i.starts_at + interval '2 seconds'
+                       AND x.starts_at < clock_timestamp() + interval '1 minute' LIMIT 1) IS NULL)
            ), written AS (
                INSERT INTO leases AS l (address, range_id, network, mac, client_identifier, hostname, state, starts_at,
                    length_seconds, relay_information, server_id)
@@ -253,7 +261,10 @@ async fn commit(
                    relay_information, $10::uuid FROM input ORDER BY address
                ON CONFLICT (address) DO UPDATE SET range_id = EXCLUDED.range_id, network = EXCLUDED.network, mac = EXCLUDED.mac,
                    client_identifier = EXCLUDED.client_identifier, hostname = EXCLUDED.hostname, state = EXCLUDED.state,
-                   starts_at = EXCLUDED.starts_at, length_seconds = EXCLUDED.length_seconds,
+                   starts_at = CASE WHEN l.mac = EXCLUDED.mac AND l.state = 'active' AND EXCLUDED.state = 'active'
+                       AND l.starts_at < clock_timestamp() + interval '1 minute'
+                       THEN greatest(l.starts_at, EXCLUDED.starts_at) ELSE EXCLUDED.starts_at END,
+                   length_seconds = EXCLUDED.length_seconds,
                    relay_information = EXCLUDED.relay_information, server_id = EXCLUDED.server_id
                WHERE l.mac = EXCLUDED.mac
                    OR ((l.state = 'released' OR dls_lease_end(l.starts_at, l.length_seconds) <= now())

@@ -394,7 +394,9 @@ impl<T: Send + 'static> Committer<T> {
             }
         }
         self.metrics.batch_stored(has.len());
-        self.ledger.has(has);
+        if !has.is_empty() {
+            self.ledger.stored(&has).await;
+        }
         if refused.is_empty() {
             return (verdicts, Health::Good);
         }

@@ -303,6 +303,7 @@ impl Core {
             | Silence::RangeOff
             | Silence::NotABoot
             | Silence::NoRecord
+            | Silence::NotOurs
             | Silence::NotItsLease
             | Silence::Senseless
             | Silence::WrongPort => {}

@@ -128,6 +128,14 @@ impl Ledger {
         self.count.fetch_sub(count, Ordering::AcqRel);
     }
 
+    /// PostgreSQL has these, which are to be acknowledged now: a server that is killed and starts
+    /// again without PostgreSQL must know them, or it gives their addresses away.
+    pub(super) async fn stored(&self, leases: &[&Lease]) {
+        let entries = (leases.iter()).map(|l| encode(&Entry::Has((*l).clone())));
+        // A journal that can't be written has said so, and PostgreSQL has them.
+        self.journal.put(entries.collect()).await.ok();
+    }
+
     /// PostgreSQL has these.
     pub(super) fn has<'a>(&self, leases: impl IntoIterator<Item = &'a Lease>) {
         let entries = leases.into_iter().map(|l| encode(&Entry::Has(l.clone())));

@@ -48,8 +48,10 @@ type Told = oneshot::Sender<Result<(), Arc<JournalError>>>;
 enum Order {
     Write {
         records: Vec<Vec<u8>>,
-        /// Whoever waits until they are on the disk.
+        /// Whoever waits until they are written.
         told: Option<Told>,
+        /// They are to outlive a power cut.
+        durable: bool,
     },
 }
 
@@ -84,15 +86,25 @@ impl Journal {
     }
 
     /// Hands records over, in order; they reach the disk with the next [`Journal::append`], or
-    /// when the kernel sees fit. They outlive a crash of this process, not a power cut.
+    /// when the kernel sees fit. A crash may take the last of them.
     pub fn note(&self, records: Vec<Vec<u8>>) {
         if !records.is_empty() {
             // A thread that has ended has said why.
             let _ = self.orders.send(Order::Write {
                 records,
                 told: None,
+                durable: false,
             });
         }
+    }
+
+    /// Hands records over and returns when they, and all before them, outlive a crash of this
+    /// process (kill -9), not a power cut.
+    ///
+    /// # Errors
+    /// When they could not be written: then none of them will be found again.
+    pub async fn put(&self, records: Vec<Vec<u8>>) -> Result<(), Arc<JournalError>> {
+        self.write(records, false).await
     }
 
     /// Hands records over and returns when they, and all before them, outlive a power cut.
@@ -100,11 +112,16 @@ impl Journal {
     /// # Errors
     /// When they could not be written: then none of them will be found again.
     pub async fn append(&self, records: Vec<Vec<u8>>) -> Result<(), Arc<JournalError>> {
+        self.write(records, true).await
+    }
+
+    async fn write(&self, records: Vec<Vec<u8>>, durable: bool) -> Result<(), Arc<JournalError>> {
         let (told, hears) = oneshot::channel();
         let gone = || Arc::new(JournalError::ended(&self.path));
         let order = Order::Write {
             records,
             told: Some(told),
+            durable,
         };
         self.orders.send(order).map_err(|_| gone())?;
         hears.await.unwrap_or_else(|_| Err(gone()))
@@ -132,17 +149,20 @@ impl Writer {
         while let Ok(first) = orders.recv() {
             let mut records = Vec::new();
             let mut waiting = Vec::new();
+            let mut sync = false;
             let mut next = Some(first);
             while let Some(Order::Write {
                 records: more,
                 told,
+                durable,
             }) = next
             {
                 records.extend(more);
                 waiting.extend(told);
+                sync |= durable;
                 next = orders.try_recv().ok();
             }
-            let written = self.write(&records, !waiting.is_empty());
+            let written = self.write(&records, sync);
             match &written {
                 Err(error) if !failing => {
                     failing = true;

@@ -32,6 +32,12 @@ async fn what_was_handed_over_is_found_in_order() {
     // As after kill -9: the first thread is still there and does nothing.
     let (_second, found) = Journal::open(dir.path(), "t", keep).unwrap();
     assert_eq!(found, [record(1), record(2), record(3), record(4)]);
+    // What is put is there when it is said to be; nobody waits for the disk.
+    let other = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(other.path(), "t", keep).unwrap();
+    journal.put(vec![record(1)]).await.unwrap();
+    let (_second, found) = Journal::open(other.path(), "t", keep).unwrap();
+    assert_eq!(found, [record(1)]);
 }
 
 #[tokio::test]

@@ -98,6 +98,39 @@ async fn leases_come_back_as_they_were_committed() {
 }
 
 #[tokio::test]
+async fn what_comes_late_takes_nothing_newer_away() {
+    let db = TestDb::new().await;
+    let catalog = db.catalog().await;
+    let lab = range(1);
+    catalog.save_network_range(&lab).await.unwrap();
+    let commit = async |lease: &Lease| {
+        let one = std::slice::from_ref(lease);
+        catalog.commit_leases(one, Uuid::new_v4()).await.unwrap()[0]
+    };
+    let held = lease(&lab, 100, mac(1));
+    assert!(commit(&held).await);
+    // Decided by a server that then stood still: another address, and the same one.
+    let mut late = lease(&lab, 101, mac(1));
+    late.starts_at = held.starts_at - TimeDelta::seconds(10);
+    assert!(!commit(&late).await);
+    late.address = held.address;
+    assert!(commit(&late).await);
+    let rows = catalog.list_leases(None).await.unwrap();
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0].ends_at(), held.ends_at());
+    // Clocks differ by a little; one that was an hour ahead binds nobody.
+    let mut moved = lease(&lab, 102, mac(1));
+    moved.starts_at = held.starts_at - TimeDelta::seconds(1);
+    assert!(commit(&moved).await);
+    db.sql("UPDATE leases SET starts_at = now() + interval '1 hour'")
+        .await
+        .unwrap();
+    let again = lease(&lab, 103, mac(1));
+    assert!(commit(&again).await);
+    assert_eq!(catalog.list_leases(None).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn released_and_run_out_addresses_are_taken_over_unless_the_machine_still_runs() {
     let db = TestDb::new().await;
     let catalog = db.catalog().await;

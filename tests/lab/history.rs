@@ -441,6 +441,9 @@ mod tests {
         }
     }
 
+    /// What, the history, the rows and when they were read, the faults.
+    type Case<'a> = (&'a str, &'a [&'a str], Vec<Row>, i64, &'a [&'a str]);
+
     const A: &str = "acked 1000 a .1 .1 60 S select 900";
 
     #[test]
@@ -610,7 +613,7 @@ mod tests {
         // Acknowledged until 60,900 of the crowd's clock, 61,900 of the wall's.
         let its = |end| vec![row(1, "a", "active", end)];
         let moved: &[&str] = &[A, "acked 2000 a .2 .2 60 S select 1900"];
-        let cases: &[(&str, &[&str], Vec<Row>, i64, &[&str])] = &[
+        let cases: &[Case<'_>] = &[
             ("there", &[A], its(61_900), 5000, &[]),
             ("there, to the second", &[A], its(60_900), 5000, &[]),
             ("there, longer", &[A], its(99_000), 5000, &[]),

@@ -9,7 +9,8 @@
 //!   port; [`crashes`]: kill -9 at any moment; [`powercut`]: an ACK outlives the power
 //! - [`disks`]: Debian from its disk, by every path; [`exports`]: the disks' protocols under
 //!   kill -9, restarts, a full store; [`crowds`]: what many of them cost; [`storms`]: `dls storm`
-//! - [`histories`]: four servers on one database under every harm, judged by [`history`]
+//! - [`histories`]: four servers on one database under every harm, judged by [`history`];
+//!   [`fleet`]: these servers, their database and its clients
 //! - [`outage`]: boots while the database hangs, and a start without it
 //! - [`zfs`]: the `zfs` backend on real OpenZFS
 //!
@@ -28,6 +29,7 @@ mod crowds;
 mod disks;
 mod exports;
 mod failures;
+mod fleet;
 mod histories;
 mod history;
 mod hostile;

@@ -89,6 +89,10 @@ fn remembering(request: &Request, facts: &Facts<'_>, range: &NetworkRange) -> De
         Standing::Free | Standing::Taken | Standing::NotServed if !known => {
             Decision::Silent(Silence::NoRecord)
         }
+        // The same holds where another server may have a newer one.
+        Standing::Free | Standing::Taken if facts.address.unsure => {
+            Decision::Silent(Silence::NotOurs)
+        }
         Standing::Free | Standing::NotServed => nak(request, NakReason::WrongAddress),
         Standing::Taken => nak(request, NakReason::Taken),
     }

@@ -85,6 +85,8 @@ pub struct AddressFacts {
     pub over_share: bool,
     /// The database can't be asked, and other servers share it.
     pub cut_off: bool,
+    /// Another server may have leased it the address that it asks for, and nobody could tell us.
+    pub unsure: bool,
 }
 
 /// An address to offer.
@@ -328,6 +330,9 @@ crate::model::words! {
         UnknownShare = "unknown_share",
         /// We have no record of the address it remembers: not ours to judge.
         NoRecord = "no_record",
+        /// By our records the address is not its, but another server may know better: the address
+        /// is of that one's block, or the database can't be asked.
+        NotOurs = "not_ours",
         /// RELEASE or DECLINE of what it does not hold.
         NotItsLease = "not_its_lease",
         /// Too many DECLINEs by this machine.

@@ -184,20 +184,6 @@ impl Book {
         }
     }
 
-    /// True if no other server can give this address to another machine, nor has, whatever it
-    /// knows: it lies in a block of this one and has no record but this machine's.
-    #[must_use]
-    pub fn is_sure(&self, range_id: Uuid, address: Ipv4Addr, mac: MacAddr) -> bool {
-        let Some(claims) = &self.claims else {
-            return true;
-        };
-        claims
-            .get(&range_id)
-            .is_some_and(|claims| claims.own.contains(address))
-            && (self.leases.get(&address))
-                .is_none_or(|l| l.mac == mac && l.state != LeaseState::Declined)
-    }
-
     /// Takes leases in (at start, after a commit, or when others changed them). An older
     /// lease of the same machine in the same range goes, and so does what was held for it.
     pub fn put(&mut self, lease: Lease) {
@@ -270,6 +256,9 @@ impl Book {
         AddressFacts {
             over_share,
             cut_off: self.claims.is_some() && asker.reach == Reach::Own,
+            unsure: asker.requested.is_some_and(|address| {
+                !(asker.is_reserved)(address) && self.is_others(range.id, address, asker.reach)
+            }),
             reserved: asker.reserved,
             candidate: self.candidate(range, asker, lease.as_ref(), offered, requested, now),
             requested,

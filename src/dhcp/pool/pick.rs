@@ -1,4 +1,5 @@
-//! Which address a machine would be given: the order of the book's map, applied.
+//! Which address a machine would be given: the order of the book's map, applied; and which
+//! addresses are this server's to judge.
 
 use std::net::Ipv4Addr;
 
@@ -6,10 +7,37 @@ use uuid::Uuid;
 
 use super::index::{Index, Place};
 use super::{
-    Asker, Book, Candidate, Lease, MacAddr, NetworkRange, OTHERS, Reach, Standing, Timestamp,
+    Asker, Book, Candidate, Lease, LeaseState, MacAddr, NetworkRange, OTHERS, Reach, Standing,
+    Timestamp,
 };
 
 impl Book {
+    /// True if no other server can give this address to another machine, nor has, whatever it
+    /// knows: it lies in a block of this one and has no record but this machine's.
+    #[must_use]
+    pub fn is_sure(&self, range_id: Uuid, address: Ipv4Addr, mac: MacAddr) -> bool {
+        let Some(claims) = &self.claims else {
+            return true;
+        };
+        claims
+            .get(&range_id)
+            .is_some_and(|claims| claims.own.contains(address))
+            && (self.leases.get(&address))
+                .is_none_or(|l| l.mac == mac && l.state != LeaseState::Declined)
+    }
+
+    /// True if another server may have leased this address without our knowing.
+    pub(super) fn is_others(&self, range_id: Uuid, address: Ipv4Addr, reach: Reach) -> bool {
+        let Some(claims) = &self.claims else {
+            return false;
+        };
+        let claims = claims.get(&range_id);
+        match reach {
+            Reach::Database => claims.is_some_and(|c| c.others.contains(address)),
+            Reach::Own => !claims.is_some_and(|c| c.own.contains(address)),
+        }
+    }
+
     pub(super) fn candidate(
         &mut self,
         range: &NetworkRange,

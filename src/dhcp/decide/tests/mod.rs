@@ -285,7 +285,23 @@ fn p08_init_reboot() {
         moved.clone().standing(Standing::NotServed).nak(),
         NakReason::WrongAddress
     );
-    assert_eq!(moved.standing(Standing::Taken).nak(), NakReason::Taken);
+    assert_eq!(
+        moved.clone().standing(Standing::Taken).nak(),
+        NakReason::Taken
+    );
+    // Another server may know better; not of what is in no pool.
+    let mut unsure = moved;
+    unsure.address.unsure = true;
+    for standing in [Standing::Free, Standing::Taken] {
+        assert_eq!(
+            unsure.clone().standing(standing).silence(),
+            Silence::NotOurs
+        );
+    }
+    assert_eq!(
+        unsure.standing(Standing::NotServed).nak(),
+        NakReason::WrongAddress
+    );
     let reserved = init_reboot(IT)
         .reserved("10.0.0.9")
         .standing(Standing::Free);

@@ -74,7 +74,11 @@ fn cases() -> impl Strategy<Value = Case> {
         candidate,
         standing,
         0_u32..7,
-        (proptest::bool::weighted(0.1), proptest::bool::weighted(0.3)),
+        (
+            proptest::bool::weighted(0.1),
+            proptest::bool::weighted(0.3),
+            proptest::bool::weighted(0.2),
+        ),
     );
     let policy = (
         prop_oneof![
@@ -100,7 +104,11 @@ fn cases() -> impl Strategy<Value = Case> {
             let (mode, known_only, known, chainload, unknown, delivered, found, pxe) = policy;
             let mut case = case(packet).standing(standing).candidate(candidate);
             case.address.declines = declines;
-            (case.address.over_share, case.address.cut_off) = kept;
+            (
+                case.address.over_share,
+                case.address.cut_off,
+                case.address.unsure,
+            ) = kept;
             case = leased.into_iter().fold(case, Case::leased);
             if reserved {
                 case = case.reserved(IT);

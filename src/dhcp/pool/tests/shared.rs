@@ -299,6 +299,8 @@ impl Shared {
     }
 
     fn step(&mut self, step: &Step) {
+        // No two leases begin at the same moment: which is newer would not be known.
+        self.now += i64::from(matches!(step, Step::Ask { .. } | Step::Renew { .. }));
         match *step {
             Step::Ask { machine, server } => {
                 if self.held.contains_key(&machine) {
@@ -401,6 +403,12 @@ fn a_server_that_is_cut_off_gives_away_what_it_has_claimed_and_no_more() {
     }
     assert_eq!((shared.held.len(), shared.without), (2, 2));
     assert!(shared.look(0, 9, None).cut_off);
+    // What it has not claimed it does not judge, nor do others what it has.
+    let unsure = |s: &mut Shared, n: usize, a| s.look(n, 9, Some(a)).unsure;
+    let own = shared.nodes[0].claims.own.pools().next().unwrap().first;
+    let others = shared.nodes[1].claims.own.pools().next().unwrap().first;
+    assert!(!unsure(&mut shared, 0, own) && unsure(&mut shared, 0, others));
+    assert!(unsure(&mut shared, 1, own) && !unsure(&mut shared, 1, others));
     // They renew there, and with nobody else: the others have no record.
     shared.step(&Step::Wait { seconds: 30 });
     for machine in 0..2 {
