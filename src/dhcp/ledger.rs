@@ -101,10 +101,20 @@ impl Ledger {
         if self.len() + more.len() > MOST {
             return Err(NotOwed::TooMuch);
         }
-        // Counted first: what comes next is not to go to PostgreSQL before it.
-        self.count.fetch_add(more.len(), Ordering::AcqRel);
         let records = more.iter().map(|o| encode(&Entry::Owes(o.clone())));
-        if let Err(error) = self.journal.append(records.collect()).await {
+        let records = records.collect();
+        let handed_over = {
+            // Counted first: what comes next is not to go to PostgreSQL before it. Counted and
+            // in its place at once: see `paid`.
+            let _owed = self.lock();
+            self.count.fetch_add(more.len(), Ordering::AcqRel);
+            self.journal.append_later(records)
+        };
+        let written = match handed_over {
+            Ok(pending) => pending.written().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = written {
             self.count.fetch_sub(more.len(), Ordering::AcqRel);
             return Err(error.into());
         }
@@ -122,10 +132,10 @@ impl Ledger {
         let mut owed = self.lock();
         let count = count.min(owed.len());
         owed.drain(..count);
-        if owed.is_empty() {
+        // Not while another one is being written: its record may stand before this one.
+        if self.count.fetch_sub(count, Ordering::AcqRel) == count {
             self.journal.note(vec![encode(&Entry::Paid)]);
         }
-        self.count.fetch_sub(count, Ordering::AcqRel);
     }
 
     /// PostgreSQL has these, which are to be acknowledged now: a server that is killed and starts
@@ -241,6 +251,26 @@ mod tests {
     fn sorted(mut leases: Vec<Lease>) -> Vec<Lease> {
         leases.sort_by_key(|l| l.address);
         leases
+    }
+
+    /// Paying ends what was owed before, not what is being written at that moment.
+    #[tokio::test]
+    async fn what_is_being_written_is_not_paid_with_what_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, _) = Ledger::open(dir.path()).unwrap();
+        let (one, two) = (Owed::Put(lease(1, 1, 0)), Owed::Put(lease(2, 2, 0)));
+        ledger.owe(vec![one]).await.unwrap();
+        let mut second = Box::pin(ledger.owe(vec![two.clone()]));
+        // Handed over; whether it is written by now is not asked again until after the payment.
+        assert!(futures_util::poll!(second.as_mut()).is_pending());
+        ledger.paid(1);
+        second.await.unwrap();
+        assert_eq!(ledger.len(), 1);
+        // All that was noted is in the file.
+        ledger.owe(Vec::new()).await.unwrap();
+        drop(ledger);
+        let (ledger, _) = Ledger::open(dir.path()).unwrap();
+        assert!(ledger.oldest(9).contains(&two), "{:?}", ledger.oldest(9));
     }
 
     #[tokio::test]

@@ -55,6 +55,24 @@ enum Order {
     },
 }
 
+/// Records that have their place in the journal and are being written.
+#[derive(Debug)]
+pub struct Pending {
+    hears: oneshot::Receiver<Result<(), Arc<JournalError>>>,
+    path: Arc<Path>,
+}
+
+impl Pending {
+    /// Returns when they are written as they should be.
+    ///
+    /// # Errors
+    /// When they could not be written: then none of them will be found again.
+    pub async fn written(self) -> Result<(), Arc<JournalError>> {
+        let ended = || Err(Arc::new(JournalError::ended(&self.path)));
+        self.hears.await.unwrap_or_else(|_| ended())
+    }
+}
+
 impl Journal {
     /// Opens `dir/name.journal` and gives back its records, folded; makes it where there is none.
     ///
@@ -104,7 +122,7 @@ impl Journal {
     /// # Errors
     /// When they could not be written: then none of them will be found again.
     pub async fn put(&self, records: Vec<Vec<u8>>) -> Result<(), Arc<JournalError>> {
-        self.write(records, false).await
+        self.hand_over(records, false)?.written().await
     }
 
     /// Hands records over and returns when they, and all before them, outlive a power cut.
@@ -112,19 +130,34 @@ impl Journal {
     /// # Errors
     /// When they could not be written: then none of them will be found again.
     pub async fn append(&self, records: Vec<Vec<u8>>) -> Result<(), Arc<JournalError>> {
-        self.write(records, true).await
+        self.append_later(records)?.written().await
     }
 
-    async fn write(&self, records: Vec<Vec<u8>>, durable: bool) -> Result<(), Arc<JournalError>> {
+    /// As [`Journal::append`], in two parts: the records have their place when this returns.
+    ///
+    /// # Errors
+    /// When the journal takes no more.
+    pub fn append_later(&self, records: Vec<Vec<u8>>) -> Result<Pending, Arc<JournalError>> {
+        self.hand_over(records, true)
+    }
+
+    fn hand_over(
+        &self,
+        records: Vec<Vec<u8>>,
+        durable: bool,
+    ) -> Result<Pending, Arc<JournalError>> {
         let (told, hears) = oneshot::channel();
-        let gone = || Arc::new(JournalError::ended(&self.path));
         let order = Order::Write {
             records,
             told: Some(told),
             durable,
         };
-        self.orders.send(order).map_err(|_| gone())?;
-        hears.await.unwrap_or_else(|_| Err(gone()))
+        let ended = || Arc::new(JournalError::ended(&self.path));
+        self.orders.send(order).map_err(|_| ended())?;
+        Ok(Pending {
+            hears,
+            path: self.path.clone(),
+        })
     }
 
     /// Bytes of records in the file.
