@@ -242,7 +242,7 @@ impl Claimer {
         self.core.book().claim(self.claims());
         self.core.claim.set(Some(asked + lasts));
         let until = wall + TimeDelta::from_std(lasts).unwrap_or_default();
-        self.keep(until);
+        self.keep(until).await;
         if !self.adopted {
             let outside = self.catalog.leases_outside_blocks(self.server_id).await?;
             let mut book = self.core.book();
@@ -277,7 +277,7 @@ impl Claimer {
         claims
     }
 
-    fn keep(&self, until: Timestamp) {
+    async fn keep(&self, until: Timestamp) {
         let blocks = self
             .usable
             .iter()
@@ -287,10 +287,15 @@ impl Claimer {
             until,
             blocks: blocks.collect(),
         };
-        let written = serde_json::to_vec(&kept)
-            .map_err(std::io::Error::from)
-            .and_then(|bytes| replace_file(&self.file, &bytes));
-        if let Err(error) = written {
+        let file = self.file.clone();
+        // It waits for the disk, and packets do not wait for that.
+        let written = tokio::task::spawn_blocking(move || {
+            replace_file(
+                &file,
+                &serde_json::to_vec(&kept).map_err(std::io::Error::from)?,
+            )
+        });
+        if let Err(error) = written.await.map_err(std::io::Error::other).flatten() {
             tracing::warn!(%error, file = %self.file.display(), "the claims could not be written down");
         }
     }
@@ -300,10 +305,11 @@ impl Claimer {
         let snapshot = self.core.cache.get();
         self.changed = false;
         for range in snapshot.ranges() {
-            let wanted = self.is_served(range).then(|| self.rearrange(range, until));
+            let wanted = self.is_served(range).then(|| self.rearrange(range));
             let Some(Some(wanted)) = wanted else {
                 continue;
             };
+            self.keep(until).await;
             let arranging = |now: Arranging<'_>| arranged(&wanted, now);
             self.catalog
                 .arrange_blocks(self.server_id, range.id, &arranging)
@@ -327,7 +333,7 @@ impl Claimer {
 
     /// What to have of a range, if that is not what is had. What is given back is out of use
     /// when this returns.
-    fn rearrange(&mut self, range: &NetworkRange, until: Timestamp) -> Option<Stretches> {
+    fn rearrange(&mut self, range: &NetworkRange) -> Option<Stretches> {
         let inside = self
             .blocks
             .iter()
@@ -354,8 +360,6 @@ impl Claimer {
                 *usable = usable.and(&wanted);
             }
             book.claim(self.claims());
-            drop(book);
-            self.keep(until);
         }
         Some(wanted)
     }

@@ -452,16 +452,10 @@ impl Book {
         if leased || offered == Some(address) {
             return Standing::Its;
         }
-        if self.is_of_others(range.id, address) {
+        if self.is_others(range.id, address, Reach::Database) {
             return Standing::Taken;
         }
         Standing::Free
-    }
-
-    /// Another server's to give away.
-    fn is_of_others(&self, range_id: Uuid, address: Ipv4Addr) -> bool {
-        self.claims(range_id)
-            .is_some_and(|claims| claims.others.contains(address))
     }
 
     /// Somebody else's by our records; reservations not looked at.
