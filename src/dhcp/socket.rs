@@ -13,8 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-/// Bytes of packets that may wait for us.
-const RECEIVE_BUFFER: usize = 4 << 20;
+use crate::crowd;
 
 /// A datagram as it came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,12 +49,7 @@ impl DeviceSocket {
         socket.bind_device(Some(device.as_bytes()))?;
         setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
-        // A classroom that is switched on at once is a burst. Beyond its limit the kernel lets
-        // only a privileged process go (we are, where this is done before privileges drop);
-        // else it is cut to the limit, and an error is none.
-        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
-            let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
-        }
+        crowd::make_room(&socket, crowd::BURST);
         socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into())?;
         Ok(Self {
             socket: UdpSocket::from_std(socket.into())?,

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 
 use super::plan::Plan;
 use crate::clock::Clock;
+use crate::crowd;
 use crate::dhcp::frame::{udp_packet, udp_payload};
 use crate::dhcp::wire::client::{Answer, Ask, parse};
 
@@ -101,11 +102,7 @@ impl Link {
                 )
             }
         };
-        // Past the kernel's limit where we may; less is no error.
-        let forced = nix::sys::socket::sockopt::RcvBufForce;
-        if nix::sys::socket::setsockopt(&socket, forced, &BUFFER).is_err() {
-            let _ = socket.set_recv_buffer_size(BUFFER);
-        }
+        crowd::make_room(&socket, BUFFER);
         socket.set_read_timeout(Some(TICK))?;
         Ok(Self {
             socket: Arc::new(socket),

@@ -26,6 +26,7 @@ use super::seats::{Seat, Seats};
 use super::transfer::{Shared, Transfer, suspect};
 use super::wire::{self, ErrorCode, Mode, Options, Packet};
 use crate::clock::Clock;
+use crate::crowd;
 
 pub use super::seats::Caps;
 
@@ -33,7 +34,7 @@ pub use super::seats::Caps;
 const DRAIN: Duration = Duration::from_secs(5);
 /// Bytes read from a file at a time: with it a transfer costs less than 64 KiB, and the kernel
 /// reads ahead of it anyway.
-const READ_AHEAD: usize = 48 * 1024;
+const READ_AHEAD: usize = 32 * 1024;
 /// Pause after an error of the port itself, so that it can't become a busy loop.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -105,6 +106,7 @@ impl TftpServer {
             let socket = std::net::UdpSocket::bind(address)?;
             socket.set_nonblocking(true)?;
             setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+            crowd::make_room(&socket, crowd::BURST);
             let bound = socket.local_addr()?;
             Ok((socket, bound))
         };
