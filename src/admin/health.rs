@@ -31,11 +31,15 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The process runs and answers; how the database stands, and since when.
 pub(super) async fn alive(State(api): State<Shared>) -> Json<serde_json::Value> {
-    let away = api.catalog.is_away();
+    let database = match api.catalog.is_away() {
+        true => "away",
+        false if api.catalog.is_not_writing() => "not writing",
+        false => "here",
+    };
     Json(serde_json::json!({
         "status": "alive",
         "version": env!("CARGO_PKG_VERSION"),
-        "database": if away { "away" } else { "here" },
+        "database": database,
     }))
 }
 
@@ -44,12 +48,10 @@ pub(super) async fn alive(State(api): State<Shared>) -> Json<serde_json::Value> 
 pub(super) async fn ready(State(api): State<Shared>) -> Response {
     let database = database(&api).await;
     let degraded = !database.ready || api.catalog.is_behind();
-    let away = api.catalog.is_away();
-    let mut parts = vec![database];
-    parts.extend((api.readiness)());
-    let ready = parts
-        .iter()
-        .all(|p| p.ready || (away && p.name == "database"));
+    let parts = (api.readiness)();
+    let borne = api.catalog.is_away() || api.catalog.is_not_writing();
+    let ready = (database.ready || borne) && parts.iter().all(|part| part.ready);
+    let parts: Vec<Part> = std::iter::once(database).chain(parts).collect();
     let status = if ready {
         StatusCode::OK
     } else {
@@ -70,6 +72,12 @@ async fn database(api: &Shared) -> Part {
     };
     if api.catalog.is_away() {
         return part(false, "away; machines are served from what is known".into());
+    }
+    if api.catalog.is_not_writing() {
+        return part(
+            false,
+            "there, and can't write; what machines do is kept in the local journal".into(),
+        );
     }
     match tokio::time::timeout(PATIENCE, api.catalog.health_check()).await {
         Ok(Ok((_, took))) => part(true, format!("answered in {} ms", took.as_millis())),

@@ -18,7 +18,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -47,7 +46,7 @@ use crate::tftp::server::TftpServer;
 use crate::validate::Strictness;
 use cluster::Cluster;
 use heartbeat::Who;
-use opening::{KNOWN_PATIENCE, Late, Local, Opened, open_catalog, tell_standing};
+use opening::{Gauges, KNOWN_PATIENCE, Late, Local, Opened, open_catalog, tell_standing};
 use parts::Parts;
 pub use psql::psql;
 
@@ -255,12 +254,7 @@ async fn operate(
     nbd_metrics.register(&mut registry);
     let admin_metrics = AdminMetrics::register(&mut registry);
     doctor.register(&mut registry);
-    let database_away: Gauge = Gauge::default();
-    registry.register(
-        "database_away",
-        "1 while PostgreSQL is away and machines are served from what is known",
-        database_away.clone(),
-    );
+    let standing = Gauges::register(&mut registry);
 
     let mut dhcp = DhcpServer::new(
         dhcp::Handles {
@@ -335,7 +329,7 @@ async fn operate(
     });
     running.add("database", "", {
         let (catalog, edges) = (catalog.clone(), edges.clone());
-        async move { tell_standing(&catalog, &database_away, edges).await }
+        async move { tell_standing(&catalog, &standing, edges).await }
     });
     if late {
         running.add("catalog", "", {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use super::heartbeat::{self, Who};
@@ -106,15 +107,47 @@ pub(super) async fn open_catalog(
     }
 }
 
-/// Keeps a gauge at how the database stands, until cancelled.
-pub(super) async fn tell_standing(catalog: &Catalog, away: &Gauge, cancel: CancellationToken) {
-    let mut standing = catalog.watch_standing();
+/// Keeps the gauges at how the database stands, until cancelled.
+pub(super) async fn tell_standing(catalog: &Catalog, gauges: &Gauges, cancel: CancellationToken) {
+    let (mut standing, mut writing) = (catalog.watch_standing(), catalog.watch_writing());
     loop {
-        away.set(i64::from(standing.borrow_and_update().is_away()));
-        let changed = cancel.run_until_cancelled(standing.changed());
-        if !matches!(changed.await, Some(Ok(()))) {
+        gauges
+            .away
+            .set(i64::from(standing.borrow_and_update().is_away()));
+        writing.mark_unchanged();
+        gauges.not_writing.set(i64::from(catalog.is_not_writing()));
+        let changed = tokio::select! {
+            () = cancel.cancelled() => return,
+            changed = standing.changed() => changed,
+            changed = writing.changed() => changed,
+        };
+        if changed.is_err() {
             return;
         }
+    }
+}
+
+/// How PostgreSQL stands, for `/metrics`.
+#[derive(Debug, Default)]
+pub(super) struct Gauges {
+    away: Gauge,
+    not_writing: Gauge,
+}
+
+impl Gauges {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let gauges = Self::default();
+        registry.register(
+            "database_away",
+            "1 while PostgreSQL is away and machines are served from what is known",
+            gauges.away.clone(),
+        );
+        registry.register(
+            "database_not_writing",
+            "1 while PostgreSQL is there and can't write",
+            gauges.not_writing.clone(),
+        );
+        gauges
     }
 }
 

@@ -427,7 +427,9 @@ impl Catalog {
             }
             tx.commit().await
         })
-        .await
+        .await?;
+        self.wrote();
+        Ok(())
     }
 
     /// Open attempts of this server with their events, to go on with after a restart.

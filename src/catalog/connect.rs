@@ -6,13 +6,13 @@
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-use super::error::is_transient;
+use super::error::{is_transient, is_want};
 use super::{Catalog, CatalogError, CatalogOptions, Standing};
 use crate::clock::Clock;
 use crate::model::Timestamp;
@@ -25,10 +25,12 @@ pub(super) struct Shared {
     /// How PostgreSQL stands; see [`super::Standing`].
     pub(super) standing: watch::Sender<Standing>,
     pub(super) suspected: Notify,
+    /// When it last could not write, unless something was written since.
+    pub(super) want: watch::Sender<Option<Instant>>,
     /// PostgreSQL was away at the start, and not all of it was read since.
     pub(super) behind: AtomicBool,
     hosts: Vec<PgConnectOptions>,
-    clock: Clock,
+    pub(super) clock: Clock,
 }
 
 /// How often a statement is sent in all, and the pause before the second time; it doubles.
@@ -79,6 +81,7 @@ impl Catalog {
                 server_id: options.server_id,
                 standing: watch::Sender::new(Standing::Here),
                 suspected: Notify::new(),
+                want: watch::Sender::new(None),
                 behind: AtomicBool::new(false),
                 hosts,
                 clock: Clock::system(),
@@ -165,6 +168,11 @@ impl Catalog {
                 outcome => {
                     if matches!(outcome, Err(sqlx::Error::PoolTimedOut)) {
                         self.suspect();
+                    }
+                    if let Err(error) = &outcome
+                        && is_want(error)
+                    {
+                        self.wants(&error.to_string());
                     }
                     return outcome.map_err(CatalogError::from);
                 }

@@ -148,13 +148,30 @@ pub(super) fn is_transient(error: &sqlx::Error) -> bool {
     }
 }
 
+/// True where PostgreSQL is there and can do nothing for the time being: nothing is wrong with what
+/// was asked for, and trying again at once is of no use. Class 28: it lets nobody in, as while
+/// it is being looked after; 53: see [`is_want`], or it has no connection left.
+fn is_indisposed(error: &sqlx::Error) -> bool {
+    is_want(error) || has_code(error, &["28", "53"])
+}
+
+/// True where PostgreSQL can't write: no disk (53100) or memory (53200) is left, its disk fails
+/// (class 58), or it is read-only (25006).
+pub(super) fn is_want(error: &sqlx::Error) -> bool {
+    has_code(error, &["53100", "53200", "58", "25006"])
+}
+
+fn has_code(error: &sqlx::Error, begins: &[&str]) -> bool {
+    let code = error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| begins.iter().any(|begin| code.starts_with(begin)))
+}
+
 /// True where PostgreSQL refused the data itself (class 22: it can't be such a value,
 /// class 23: a constraint), so that sending it again is of no use.
 pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
-    error
-        .as_database_error()
-        .and_then(sqlx::error::DatabaseError::code)
-        .is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+    has_code(error, &["22", "23"])
 }
 
 /// The constraint that refused, if one did.
@@ -180,7 +197,9 @@ impl From<sqlx::Error> for CatalogError {
                 Self::Unavailable("no connection became free in time".to_owned())
             }
             sqlx::Error::PoolClosed => Self::Unavailable("it is closed".to_owned()),
-            _ if is_transient(&error) => Self::Unavailable(error.to_string()),
+            _ if is_transient(&error) || is_indisposed(&error) => {
+                Self::Unavailable(error.to_string())
+            }
             _ => Self::Other(error.to_string()),
         }
     }

@@ -38,6 +38,7 @@ impl Catalog {
         let chosen = one_row_each(leases);
         let batch = &Columns::new(leases, &chosen);
         let stored = self.again(|pool| commit(pool, batch, server_id)).await?;
+        self.wrote();
         let stored: HashMap<Ipv4Addr, &str> = stored
             .iter()
             .filter_map(|(address, mac)| Some((ipv4(*address)?, mac.as_str())))

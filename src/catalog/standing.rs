@@ -5,7 +5,7 @@
 //! a failure means: a database that answers and can't write (its disk is full) is there.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
@@ -36,6 +36,9 @@ impl Standing {
 
 /// Between two questions while it is here, and while it is away.
 const EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(250));
+
+/// What was not written is tried again sooner.
+const FORGOTTEN: Duration = Duration::from_secs(30);
 
 /// A question that takes longer is not answered.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -69,6 +72,46 @@ impl Catalog {
     #[must_use]
     pub fn watch_standing(&self) -> watch::Receiver<Standing> {
         self.shared.standing.subscribe()
+    }
+
+    /// True while PostgreSQL is there and can't write: its disk is full, say.
+    #[must_use]
+    pub fn is_not_writing(&self) -> bool {
+        self.shared.want.borrow().is_some() && !self.is_away()
+    }
+
+    /// Is woken when that begins and when it is over.
+    #[must_use]
+    pub fn watch_writing(&self) -> watch::Receiver<Option<Instant>> {
+        self.shared.want.subscribe()
+    }
+
+    /// Something was not written for want of space, or the like.
+    pub(super) fn wants(&self, why: &str) {
+        let now = self.shared.clock.instant();
+        self.shared.want.send_if_modified(|known| {
+            let begins = known.replace(now).is_none();
+            if begins {
+                tracing::warn!(why, "the database is there and can't write: machines boot on, leases and sessions go to the local journal");
+            }
+            begins
+        });
+    }
+
+    /// Leases or rows of boots were written.
+    pub(super) fn wrote(&self) {
+        self.writes_if(|_| true);
+    }
+
+    fn writes_if(&self, over: impl Fn(Instant) -> bool) {
+        self.shared.want.send_if_modified(|known| {
+            let ends = known.is_some_and(over);
+            if ends {
+                *known = None;
+                tracing::info!("the database writes again");
+            }
+            ends
+        });
     }
 
     /// Waits for something that needs PostgreSQL, until that is away.
@@ -121,6 +164,9 @@ impl Catalog {
                 line = None;
             }
             self.stand(standing);
+            // Leases and rows that are owed are tried each second: nothing is.
+            let now = self.shared.clock.instant();
+            self.writes_if(|last| now.saturating_duration_since(last) >= FORGOTTEN);
             let pause = if self.is_away() { EVERY.1 } else { EVERY.0 };
             tokio::select! {
                 () = self.pool().close_event() => return,

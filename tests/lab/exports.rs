@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::crashes::{Dice, rounds};
-use crate::net::{Lab, finish, output};
+use crate::net::{Lab, SmallDisk, finish};
 use crate::product::{DiskImport, Dls, TestSystem};
 use crate::{secs, wait_for};
 
@@ -358,36 +358,13 @@ fn a_newer_login_shuts_the_older_one_out() {
     }
 }
 
-/// A small file system for one test.
-struct SmallStore(PathBuf);
-
-impl SmallStore {
-    fn mount(lab: &Lab, mib: u32) -> Self {
-        let path = lab.path().join("store");
-        fs::create_dir(&path).expect("a folder");
-        let size = format!("size={mib}m,mode=777");
-        finish(
-            Command::new("mount")
-                .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
-                .arg(&path),
-        );
-        Self(path)
-    }
-}
-
-impl Drop for SmallStore {
-    fn drop(&mut self) {
-        let _ = output(Command::new("umount").arg("-l").arg(&self.0));
-    }
-}
-
 #[test]
 fn a_full_store_concerns_who_writes_and_comes_back() {
     let lab = Lab::new("full");
-    let store = SmallStore::mount(&lab, 64);
+    let store = SmallDisk::mount(&lab, "store", 64);
     let dls = site(
         &lab,
-        &format!("[storage]\npath = \"{}\"\n", store.0.display()),
+        &format!("[storage]\npath = \"{}\"\n", store.path().display()),
     );
     let stands = stands(&lab, &dls, 3, "ephemeral");
     let read_all = |stand: &Stand<'_>| {
@@ -396,13 +373,8 @@ fn a_full_store_concerns_who_writes_and_comes_back() {
     };
     // It has its clone before there is no space for one.
     read_all(&stands[1]);
-    let ballast = store.0.join("ballast");
     for by in BOTH {
-        // Whatever is left but 4 MiB.
-        let free = nix::sys::statvfs::statvfs(&store.0).expect("statvfs");
-        let left = free.blocks_available() * free.fragment_size();
-        let bytes = usize::try_from(left.saturating_sub(4 << 20)).expect("a small store");
-        fs::write(&ballast, vec![1_u8; bytes]).expect("ballast");
+        store.fill(4 << 20);
         let log = lab.path().join(format!("full-{by:?}.log"));
         let mut writer = stands[0]
             .disk(&["full", &stands[0].uri(by)])
@@ -421,7 +393,7 @@ fn a_full_store_concerns_who_writes_and_comes_back() {
         // The others read on, and machines get addresses and scripts.
         read_all(&stands[1]);
         Stand::boot(&lab, &lab.namespace("cli"), "52:54:00:78:00:02");
-        fs::remove_file(&ballast).expect("ballast");
+        store.empty();
         let status = writer.wait().expect("disk.py");
         assert!(
             status.success() && said().contains("SPACE"),

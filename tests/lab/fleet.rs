@@ -21,6 +21,11 @@ use crate::{secs, wait_for};
 
 /// Where the database is reached.
 const DATABASE: &str = "10.78.0.1";
+/// Who may come in from there; and what takes its place while nobody may.
+const DOOR: (&str, &str) = (
+    "host all all 10.78.0.0/24 trust",
+    "host all all 10.78.0.0/24 reject",
+);
 /// The crowd's own address: the clients' are routed to it, and nobody answers ARP for them.
 const CROWD: &str = "10.77.0.9";
 /// The clients' addresses.
@@ -49,15 +54,72 @@ impl<'a> Database<'a> {
             programs: programs.max().expect("a version of PostgreSQL"),
         };
         let home = lab.path().join("sql");
-        fs::create_dir(&home).expect("a folder");
+        fs::create_dir_all(&home).expect("a folder");
         finish(Command::new("chown").arg("postgres").arg(&home));
         made.program("initdb", "-A trust -U dls -N");
         let door = home.join("data/pg_hba.conf");
         let mut door = fs::File::options().append(true).open(door).expect("a file");
-        writeln!(door, "host all all 10.78.0.0/24 trust").expect("a line");
+        writeln!(door, "{}", DOOR.0).expect("a line");
         made.start();
         made.ask("postgres", "create database dls");
         made
+    }
+
+    /// What a server's configuration says of it.
+    pub(crate) fn url() -> String {
+        format!("postgres://dls@{DATABASE}/dls")
+    }
+
+    /// Links a server to its network; the number is its own there.
+    pub(crate) fn link(&self, server: &str, number: usize) {
+        let database = self.lab.namespace("db");
+        for line in [
+            format!("link add p-{number} type veth peer name db0 netns {server}"),
+            format!("link set p-{number} master br0 up"),
+        ] {
+            self.lab.ip(&database, &line);
+        }
+        for line in [
+            format!("addr add 10.78.0.{}/24 dev db0", 10 + number),
+            "link set db0 up".to_owned(),
+        ] {
+            self.lab.ip(server, &line);
+        }
+    }
+
+    /// Puts everybody out and lets nobody in who comes by the network.
+    pub(crate) fn refuse(&self) {
+        self.turn_door(DOOR.0, DOOR.1);
+        let others =
+            "select pg_terminate_backend(pid) from pg_stat_activity where client_addr is not null";
+        self.ask("postgres", others);
+    }
+
+    /// Lets them in again.
+    pub(crate) fn admit(&self) {
+        self.turn_door(DOOR.1, DOOR.0);
+    }
+
+    fn turn_door(&self, from: &str, to: &str) {
+        let door = self.lab.path().join("sql/data/pg_hba.conf");
+        let text = fs::read_to_string(&door).expect("a file");
+        assert!(text.contains(from), "{text}");
+        fs::write(&door, text.replace(from, to)).expect("a file");
+        self.program("pg_ctl", "reload");
+    }
+
+    /// Stops it where it is, or lets it go on.
+    pub(crate) fn signal(&self, signal: Signal) {
+        for pid in self.lab.all("postgres") {
+            kill(pid, signal).expect("the database was running");
+        }
+    }
+
+    /// A database that could not write may have given up by itself.
+    pub(crate) fn start_if_it_ended(&self) {
+        if !self.run("pg_ctl", "status").status.success() {
+            self.start();
+        }
     }
 
     /// One of its programs, as its own user, on its cluster.
@@ -136,30 +198,19 @@ pub(crate) struct Server<'a> {
 }
 
 impl<'a> Server<'a> {
-    pub(crate) fn new(lab: &'a Lab, number: usize) -> Self {
+    pub(crate) fn new(lab: &'a Lab, database: &Database<'_>, number: usize) -> Self {
         let address = Ipv4Addr::new(10, 77, 0, 10 + u8::try_from(number).expect("few"));
         let namespace = lab.host(&format!("s{number}"), Some(&format!("{address}/16")));
-        let database = lab.namespace("db");
-        for line in [
-            format!("link add p-{number} type veth peer name db0 netns {namespace}"),
-            format!("link set p-{number} master br0 up"),
-        ] {
-            lab.ip(&database, &line);
-        }
-        for line in [
-            format!("addr add 10.78.0.{}/24 dev db0", 10 + number),
-            "link set db0 up".to_owned(),
-            // A server sees each machine with its address, and finds none of them in use before.
-            format!("route add {POOLS} via {CROWD}"),
-        ] {
-            lab.ip(&namespace, &line);
-        }
+        database.link(&namespace, number);
+        // A server sees each machine with its address, and finds none of them in use before.
+        lab.ip(&namespace, &format!("route add {POOLS} via {CROWD}"));
         let state = lab.path().join(format!("state-{number}"));
         let text = format!(
             "state_dir = \"{}\"\nserver_name = \"server-{number}\"\n\n\
-             [database]\nurl = \"postgres://dls@{DATABASE}/dls\"\n\n\
+             [database]\nurl = \"{}\"\n\n\
              [dhcp]\nunknown_share_percent = 100\nclaim_seconds = 60\n\n[log]\nfilter = \"info\"\n",
-            state.display()
+            state.display(),
+            Database::url()
         );
         let made = Self {
             lab,

@@ -155,7 +155,9 @@ struct Site<'a> {
 impl<'a> Site<'a> {
     fn new(lab: &'a Lab, measure: &Measure) -> Self {
         let database = Database::new(lab);
-        let mut servers: Vec<_> = (0..SERVERS).map(|n| Server::new(lab, n)).collect();
+        let mut servers: Vec<_> = (0..SERVERS)
+            .map(|n| Server::new(lab, &database, n))
+            .collect();
         for server in &mut servers {
             server.start();
             wait_for("a server is ready", secs(60), || {

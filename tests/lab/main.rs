@@ -11,7 +11,8 @@
 //!   kill -9, restarts, a full store; [`crowds`]: what many of them cost; [`storms`]: `dls storm`
 //! - [`histories`]: four servers on one database under every harm, judged by [`history`];
 //!   [`fleet`]: these servers, their database and its clients
-//! - [`outage`]: boots while the database hangs, and a start without it
+//! - [`outage`]: boots while the database hangs, and a start without it; [`outages`]: boots for as long
+//!   as it is stopped, hung, full, or refuses
 //! - [`zfs`]: the `zfs` backend on real OpenZFS
 //!
 //! A failed test leaves its logs, capture and console under `target/tmp/lab/NAME`.
@@ -37,6 +38,7 @@ mod live;
 mod machine;
 mod net;
 mod outage;
+mod outages;
 mod powercut;
 mod product;
 mod storms;

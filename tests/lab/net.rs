@@ -294,3 +294,48 @@ fn sweep() {
         }
     }
 }
+
+/// A small file system for one test, in memory.
+pub(crate) struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Mounts it at a new folder of the lab.
+    pub(crate) fn mount(lab: &Lab, name: &str, mib: u32) -> Self {
+        let path = lab.path().join(name);
+        fs::create_dir(&path).expect("a folder");
+        let size = format!("size={mib}m,mode=777");
+        finish(
+            Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+                .arg(&path),
+        );
+        Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Takes all of its space but so many bytes.
+    pub(crate) fn fill(&self, but: u64) {
+        let free = nix::sys::statvfs::statvfs(&self.0).expect("statvfs");
+        let left = free.blocks_available() * free.fragment_size();
+        let bytes = usize::try_from(left.saturating_sub(but)).expect("a small disk");
+        fs::write(self.ballast(), vec![1_u8; bytes]).expect("ballast");
+    }
+
+    /// Gives that space back.
+    pub(crate) fn empty(&self) {
+        fs::remove_file(self.ballast()).expect("ballast");
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.0.join("ballast")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = output(Command::new("umount").arg("-l").arg(&self.0));
+    }
+}

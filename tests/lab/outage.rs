@@ -13,7 +13,7 @@ use crate::product::Dls;
 use crate::{secs, wait_for};
 
 /// A counter or gauge of `/metrics`; 0 where it is not there.
-fn metric(lab: &Lab, name: &str) -> u64 {
+pub(crate) fn metric(lab: &Lab, name: &str) -> u64 {
     let url = "http://127.0.0.1:8080/metrics";
     let said = output(&mut lab.on_server("curl", ["-fsS", "-m", "5", url]));
     let text = String::from_utf8_lossy(&said.stdout);
@@ -39,7 +39,7 @@ fn find(folder: &Path, name: &str) -> PathBuf {
 }
 
 /// What the admin API says, with its status.
-fn api(lab: &Lab, arguments: &[&str]) -> String {
+pub(crate) fn api(lab: &Lab, arguments: &[&str]) -> String {
     let token = lab.path().join("state/admin.token");
     let token = fs::read_to_string(token).expect("a token");
     let bearer = format!("Authorization: Bearer {}", token.trim());

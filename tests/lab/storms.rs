@@ -19,12 +19,12 @@ use crate::net::{Lab, output};
 use crate::product::{DiskImport, Dls, PROGRAM};
 use crate::{secs, wait_for};
 
-const MIB: usize = 1 << 20;
+pub(crate) const MIB: usize = 1 << 20;
 
 /// A site with machines that are registered and not there.
-struct Site<'a> {
+pub(crate) struct Site<'a> {
     lab: &'a Lab,
-    dls: Dls<'a>,
+    pub(crate) dls: Dls<'a>,
     host: String,
 }
 
@@ -32,7 +32,17 @@ impl<'a> Site<'a> {
     /// So many machines; their images by turns, each a boot method of the same name. Kernel and
     /// initrd are a quarter and three quarters of `files` bytes, the disk has `disk` bytes.
     fn new(lab: &'a Lab, machines: u32, methods: &[&str], files: usize, disk: usize) -> Self {
-        let dls = Dls::start(lab, "");
+        Self::of(lab, Dls::start(lab, ""), machines, methods, (files, disk))
+    }
+
+    /// The same of a server that runs.
+    pub(crate) fn of(
+        lab: &'a Lab,
+        dls: Dls<'a>,
+        machines: u32,
+        methods: &[&str],
+        (files, disk): (usize, usize),
+    ) -> Self {
         dls.cli("range add --network 10.77.0.0/16 --pool 10.77.16.1-10.77.31.250 --mode full");
         let path = |name: &str| lab.path().join(name);
         noise(&path("kernel"), files / 4, 2);
@@ -71,12 +81,12 @@ impl<'a> Site<'a> {
         Self { lab, dls, host }
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.lab.path().join(name)
     }
 
     /// `dls storm` with the files that the machines must get.
-    fn storm(&self, more: &str) -> Command {
+    pub(crate) fn storm(&self, more: &str) -> Command {
         let mut storm = self
             .lab
             .command_in(&self.host, PROGRAM, ["--json", "storm"]);

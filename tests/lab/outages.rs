@@ -1,0 +1,218 @@
+//! The database is of no use for as long as ten minutes, in each of the ways in which databases are,
+//! while machines are switched on one after the other: they boot from disks that are made for
+//! them then, strangers get addresses, and afterwards every boot and every lease is written.
+
+use std::fs;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::crashes::rounds;
+use crate::exports::PYTHON;
+use crate::fleet::Database;
+use crate::net::{Lab, SmallDisk, finish};
+use crate::outage::{api, metric};
+use crate::product::Dls;
+use crate::storms::{MIB, Site};
+use crate::{secs, wait_for};
+
+/// Between two strangers.
+const STRANGERS: Duration = secs(2);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    /// Nobody is at its port.
+    Stopped,
+    /// It takes connections and says nothing.
+    Hung,
+    /// It has no space left: it refuses to write, or ends by itself.
+    Full,
+    /// It puts everybody out and lets nobody in.
+    Refusing,
+}
+
+/// The database and what is wrong with it.
+struct Sick<'a> {
+    database: Database<'a>,
+    disk: SmallDisk,
+    trouble: Trouble,
+}
+
+impl Sick<'_> {
+    fn begin(&self) {
+        match self.trouble {
+            Trouble::Stopped => self.database.stop(),
+            Trouble::Hung => self.database.signal(Signal::SIGSTOP),
+            Trouble::Full => self.disk.fill(0),
+            Trouble::Refusing => self.database.refuse(),
+        }
+    }
+
+    fn end(&self) {
+        match self.trouble {
+            Trouble::Stopped => self.database.start(),
+            Trouble::Hung => self.database.signal(Signal::SIGCONT),
+            Trouble::Full => {
+                self.disk.empty();
+                self.database.start_if_it_ended();
+            }
+            Trouble::Refusing => self.database.admit(),
+        }
+    }
+}
+
+/// Machines that nobody knows: MAC, and the address that each was given.
+fn strangers(lab: &Lab, host: &str, storm: &mut Child, limit: Duration) -> Vec<(String, String)> {
+    let script = format!("{}/tests/lab/boot.py", env!("CARGO_MANIFEST_DIR"));
+    let (mut given, mut next) = (Vec::new(), Instant::now());
+    wait_for("the storm has ended", limit, || {
+        if next <= Instant::now() {
+            let n = given.len();
+            let mac = format!("52:54:01:00:{:02x}:{:02x}", n / 256, n % 256);
+            let said = finish(&mut lab.command_in(host, PYTHON, [&script, &mac, "lease"]));
+            let address = said.trim().strip_prefix("ACK ").expect("an address");
+            given.push((mac, address.to_owned()));
+            next = Instant::now() + STRANGERS;
+        }
+        storm.try_wait().ok().flatten()
+    });
+    given
+}
+
+fn machines_boot_on(trouble: Trouble, name: &'static str) {
+    let (machines, ramp) = (rounds(8, 500), rounds(9, 600));
+    let lab = Lab::new(name);
+    let disk = SmallDisk::mount(&lab, "sql", 256);
+    let sick = Sick {
+        database: Database::new(&lab),
+        disk,
+        trouble,
+    };
+    sick.database.link(&lab.namespace("srv"), 0);
+    let config = format!("[database]\nurl = \"{}\"\n", Database::url());
+    let dls = Dls::start(&lab, &config);
+    let site = Site::of(&lab, dls, machines, &["iscsi", "nbd"], (4 * MIB, 16 * MIB));
+    let host = lab.host("cli", None);
+    wait_for("it has addresses of its own", secs(30), || {
+        (metric(&lab, "dls_dhcp_claimed_addresses ") > 0).then_some(())
+    });
+
+    sick.begin();
+    let json = site.file("storm.json");
+    let line = format!(
+        "--machines {machines} --ramp {ramp} --timeout 60 --addresses --bye --disk-read 2M"
+    );
+    let mut storm = site
+        .storm(&line)
+        .stdout(fs::File::create(&json).expect("a file"))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("dls storm");
+    let given = strangers(&lab, &host, &mut storm, secs(u64::from(ramp) + 120));
+    let told: Value = serde_json::from_slice(&fs::read(&json).expect("a report")).expect("JSON");
+    let booted = told["booted"].as_u64().expect("a number");
+    assert!(
+        booted * 100 >= u64::from(machines) * 99,
+        "{trouble:?}: {booted} of {machines}: {:#}",
+        told["failures"]
+    );
+    // The state is plain to see, what is known is told, and what can't be done is said so.
+    let ready = api(&lab, &["/readyz"]);
+    assert!(ready.contains("\"degraded\":true"), "{ready}");
+    let read = api(&lab, &["/api/v1/clients/storm-0"]);
+    assert!(read.contains(" 200 OK"), "{read}");
+    // A full database has room for some rows yet, where others have been.
+    let most = if trouble == Trouble::Full { 400 } else { 1 };
+    let refused = (0..most)
+        .map(|n| new_client(&lab, n))
+        .find(|said| !said.contains(" 201 "));
+    let refused = refused.expect("a client that there was no room for");
+    assert!(refused.contains(" 503 "), "{refused}");
+    assert!(refused.to_lowercase().contains("retry-after"), "{refused}");
+
+    let back = Instant::now();
+    sick.end();
+    let here = Instant::now();
+    wait_for("the database has it all", secs(60), || {
+        (metric(&lab, "dls_dhcp_leases_owing ") == 0
+            && metric(&lab, "dls_boot_rows_queued ") == 0
+            && api(&lab, &["/readyz"]).contains("\"degraded\":false"))
+        .then_some(())
+    });
+    eprintln!(
+        "{trouble:?}: {booted} of {machines} booted in {ramp} s, {} strangers; the database was back after {:.1} s, and had it all {:.1} s later",
+        given.len(),
+        (here - back).as_secs_f64(),
+        here.elapsed().as_secs_f64()
+    );
+    for lost in [
+        "dls_dhcp_leases_set_aside_total ",
+        "dls_dhcp_leases_not_owed_total ",
+        "dls_boot_rows_dropped_total ",
+        "dls_boot_rows_set_aside_total ",
+    ] {
+        assert_eq!(metric(&lab, lost), 0, "{trouble:?}: {lost}");
+    }
+    all_is_written(&site, booted, &given);
+}
+
+/// What the admin API says to one more client.
+fn new_client(lab: &Lab, n: u32) -> String {
+    let body = format!(
+        "{{\"mac_address\":\"52:54:02:00:{:02x}:{:02x}\",\"hostname\":\"new-{n}\"}}",
+        n / 256,
+        n % 256
+    );
+    let json = "Content-Type: application/json";
+    api(lab, &["-H", json, "-d", &body, "/api/v1/clients"])
+}
+
+/// Each boot has its session with all of its stages, each machine the address that it was given.
+fn all_is_written(site: &Site<'_>, booted: u64, given: &[(String, String)]) {
+    let rows = site.dls.rows(
+        "select a.mac, count(*)::int as boots, \
+         bool_and(s.status = 'shutdown') as whole, \
+         bool_and((select count(distinct stage) from boot_events e where e.session_id = a.id and e.stage in \
+             ('loader_sent', 'script', 'kernel_sent', 'initrd_sent', 'disk_attached', 'up', 'bye')) = 7) as stages \
+         from boot_attempts a join boot_sessions s on s.id = a.id group by a.mac",
+    );
+    let whole = rows.iter().filter(|row| {
+        row["boots"] == 1 && row["whole"] == Value::Bool(true) && row["stages"] == Value::Bool(true)
+    });
+    assert_eq!(whole.count() as u64, booted, "{rows:#?}");
+    let rows = site
+        .dls
+        .rows("select mac, host(address) as address from leases where state = 'active'");
+    for (mac, address) in given {
+        let held: Vec<_> = rows.iter().filter(|row| row["mac"] == **mac).collect();
+        assert_eq!(held.len(), 1, "{mac}: {held:?}");
+        assert_eq!(held[0]["address"], **address, "{mac}");
+    }
+    let known = rows.len() - given.len();
+    assert!(
+        known as u64 >= booted,
+        "{known} leases of {booted} machines"
+    );
+}
+
+#[test]
+fn machines_boot_while_the_database_is_stopped() {
+    machines_boot_on(Trouble::Stopped, "outage_stopped");
+}
+
+#[test]
+fn machines_boot_while_the_database_is_hung() {
+    machines_boot_on(Trouble::Hung, "outage_hung");
+}
+
+#[test]
+fn machines_boot_while_the_database_is_full() {
+    machines_boot_on(Trouble::Full, "outage_full");
+}
+
+#[test]
+fn machines_boot_while_the_database_refuses_everybody() {
+    machines_boot_on(Trouble::Refusing, "outage_refusing");
+}
