@@ -10,7 +10,6 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -19,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use super::ledger::Transfer;
 use super::metrics::HttpMetrics;
-use super::standin::{self, Errands};
+use super::standin::{self, Errands, Sent};
 use crate::storage::is_at_hand;
 
 /// Bytes read at a time where they must be waited for.
@@ -40,9 +39,7 @@ pub(super) struct FileBody {
     reading: Option<JoinHandle<io::Result<Bytes>>>,
     errands: Errands,
     /// Bytes that are out.
-    sent: Arc<AtomicU64>,
-    transfer: Option<Transfer>,
-    metrics: HttpMetrics,
+    sent: Arc<Sent>,
 }
 
 impl FileBody {
@@ -59,9 +56,12 @@ impl FileBody {
             left: range,
             reading: None,
             errands,
-            sent: Arc::default(),
-            transfer,
-            metrics,
+            sent: Sent::new(move |bytes| {
+                metrics.sent(bytes);
+                if let Some(transfer) = &transfer {
+                    transfer.has_ended(bytes);
+                }
+            }),
         }
     }
 
@@ -92,19 +92,9 @@ impl FileBody {
         let chunk = ready!(Pin::new(reading).poll(cx)).unwrap_or_else(|e| Err(io::Error::other(e)));
         self.reading = None;
         if let Ok(chunk) = &chunk {
-            self.sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            self.sent.add(chunk.len());
         }
         Poll::Ready(chunk)
-    }
-}
-
-impl Drop for FileBody {
-    fn drop(&mut self) {
-        let sent = self.sent.load(Ordering::Relaxed);
-        self.metrics.sent(sent);
-        if let Some(transfer) = &mut self.transfer {
-            transfer.has_sent(sent);
-        }
     }
 }
 
@@ -134,9 +124,6 @@ impl Body for FileBody {
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.left.end.saturating_sub(self.left.start))
     }
-
-    // `is_end_stream` stays false on purpose: hyper then drops the body only when it has room
-    // again, which is when the last chunk has gone to the kernel.
 }
 
 impl Body for Answer {

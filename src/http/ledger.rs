@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
-use super::link::Fate;
+use super::link::{End, Fate};
 use crate::boot::files::Files;
 use crate::boot::session::{BootFile, Context, Door, Evidence, Observation};
 use crate::model::MacAddr;
@@ -70,7 +70,7 @@ impl Pieces {
     }
 }
 
-/// A file or piece on its way; says how it went when it is dropped.
+/// A file or piece on its way.
 #[derive(Debug)]
 pub(super) struct Transfer {
     ledger: Ledger,
@@ -78,7 +78,6 @@ pub(super) struct Transfer {
     mac: MacAddr,
     size: u64,
     range: Range<u64>,
-    sent: u64,
     fate: Fate,
 }
 
@@ -133,18 +132,20 @@ impl Ledger {
             mac,
             size,
             range,
-            sent: 0,
             fate,
         }
     }
 
-    fn settle(&self, transfer: &Transfer) {
+    fn settle(&self, transfer: &Transfer, sent: u64) {
         let Transfer {
             key, size, range, ..
         } = transfer;
         let (size, door, file) = (*size, Door::Http, key.file.clone());
-        let done = range.start..range.start.saturating_add(transfer.sent);
-        let failed = done.end < range.end || transfer.fate.get() != super::link::End::None;
+        let done = range.start..range.start.saturating_add(sent);
+        // A client that closes once it has all of it is none that broke off: its system would
+        // have reset the connection over bytes that it had not read.
+        let lost = matches!(transfer.fate.get(), End::Broken | End::Stalled);
+        let failed = done.end < range.end || lost;
         let now = self.files.clock().instant();
         let evidence = {
             let mut open = self.lock();
@@ -202,15 +203,9 @@ impl Ledger {
 }
 
 impl Transfer {
-    /// So many bytes are out in all.
-    pub(super) const fn has_sent(&mut self, bytes: u64) {
-        self.sent = bytes;
-    }
-}
-
-impl Drop for Transfer {
-    fn drop(&mut self) {
-        self.ledger.clone().settle(self);
+    /// Nothing more of it goes out; so many bytes have.
+    pub(super) fn has_ended(&self, sent: u64) {
+        self.ledger.settle(self, sent);
     }
 }
 

@@ -37,13 +37,46 @@ struct Errand {
     file: Arc<File>,
     at: i64,
     left: usize,
-    sent: Arc<AtomicU64>,
+    sent: Arc<Sent>,
+}
+
+/// How many bytes of a body are out. Held by the body and by what still stands for its bytes; when
+/// the last of them lets go there is nothing more to come, and it says how many it were.
+pub(super) struct Sent {
+    bytes: AtomicU64,
+    tell: Box<dyn Fn(u64) + Send + Sync>,
+}
+
+impl Sent {
+    /// None yet.
+    pub(super) fn new(tell: impl Fn(u64) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            bytes: AtomicU64::new(0),
+            tell: Box::new(tell),
+        })
+    }
+
+    pub(super) fn add(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        (self.tell)(*self.bytes.get_mut());
+    }
+}
+
+impl std::fmt::Debug for Sent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Sent").field(&self.bytes).finish()
+    }
 }
 
 impl Errands {
     /// Bytes that stand for a range of a file, [`LONGEST`] of it at most; `sent` counts what the
     /// kernel has taken of them.
-    pub(super) fn note(&self, file: &Arc<File>, range: Range<u64>, sent: &Arc<AtomicU64>) -> Bytes {
+    pub(super) fn note(&self, file: &Arc<File>, range: Range<u64>, sent: &Arc<Sent>) -> Bytes {
         let length = range.end.saturating_sub(range.start);
         let length = usize::try_from(length).map_or(LONGEST, |n| n.min(LONGEST));
         let errand = Errand {
@@ -75,10 +108,11 @@ impl Errands {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         errand.left -= sent.min(errand.left);
-        errand.sent.fetch_add(sent as u64, Ordering::Relaxed);
-        if errand.left == 0 {
-            list.pop_front();
-        }
+        errand.sent.add(sent);
+        let done = (errand.left == 0).then(|| list.pop_front());
+        drop(list);
+        // Whoever is told of it may take a while.
+        drop(done);
         Ok(sent)
     }
 }
@@ -94,7 +128,7 @@ mod tests {
     fn a_stand_in_is_known_by_its_address() {
         let errands = Errands::default();
         let file = Arc::new(tempfile::tempfile().unwrap());
-        let bytes = errands.note(&file, 5..u64::MAX, &Arc::default());
+        let bytes = errands.note(&file, 5..u64::MAX, &Sent::new(|_| {}));
         assert_eq!(bytes.len(), LONGEST);
         assert!(is_stand_in(&bytes) && is_stand_in(&bytes[LONGEST - 1..]));
         assert!(
@@ -111,7 +145,12 @@ mod tests {
         let server = listener.accept().unwrap().0;
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"0123456789").unwrap();
-        let (file, sent) = (Arc::new(file), Arc::new(AtomicU64::new(0)));
+        let file = Arc::new(file);
+        let told = Arc::new(AtomicU64::new(0));
+        let sent = Sent::new({
+            let told = told.clone();
+            move |bytes| told.store(bytes, Ordering::Relaxed)
+        });
         let errands = Errands::default();
         errands.note(&file, 7..9, &sent);
         errands.note(&file, 0..4, &sent);
@@ -120,10 +159,13 @@ mod tests {
         assert_eq!(errands.run(&server, 100).unwrap(), 3);
         assert!(errands.run(&server, 1).is_err(), "nothing is left");
         errands.note(&file, 10..12, &sent);
+        // The body is gone, and something stands for its bytes yet.
+        drop(sent);
+        assert_eq!(told.load(Ordering::Relaxed), 0);
         let error = errands.run(&server, 2).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
-        assert_eq!(sent.load(Ordering::Relaxed), 6);
-        drop(server);
+        drop((server, errands));
+        assert_eq!(told.load(Ordering::Relaxed), 6);
         let mut got = String::new();
         client.read_to_string(&mut got).unwrap();
         assert_eq!(got, "780123");
