@@ -67,6 +67,11 @@ impl Claim {
             .is_none_or(|end| lock(end).is_some_and(|end| self.clock.instant() < end))
     }
 
+    /// Do other servers share the catalog?
+    pub(super) const fn is_shared(&self) -> bool {
+        self.end.is_some()
+    }
+
     fn set(&self, until: Option<Instant>) {
         if let Some(end) = &self.end {
             *lock(end) = until;

@@ -66,6 +66,9 @@ const ASIDE: chrono::TimeDelta = chrono::TimeDelta::seconds(15);
 /// Between two tries to pay.
 const PAY_AGAIN: Duration = Duration::from_secs(1);
 
+/// Hears when something was read; is let go of where it could not be.
+pub(super) type Waiting = Option<oneshot::Sender<()>>;
+
 /// Something to do on leases, in order.
 #[derive(Debug)]
 pub(super) enum Operation<T> {
@@ -81,10 +84,10 @@ pub(super) enum Operation<T> {
     /// Keep an address out that a stranger uses. It is in the book already, so that even
     /// with the database away nobody is offered it.
     Quarantine(Box<Lease>),
-    /// Other servers wrote these.
-    Reread(Vec<Ipv4Addr>),
-    /// Anybody may have written anything. Who waits for it hears when all is read.
-    RereadAll(Option<oneshot::Sender<()>>),
+    /// Other servers wrote these, or may have. Who waits for it hears when they are read.
+    Reread(Vec<Ipv4Addr>, Waiting),
+    /// Anybody may have written anything.
+    RereadAll(Waiting),
 }
 
 /// What became of a lease.
@@ -145,6 +148,15 @@ enum Health {
     Good,
     /// It is not known what was written, or something is owed.
     Uncertain,
+}
+
+impl Health {
+    fn told(self, waiting: Waiting) -> Self {
+        if let (Self::Good, Some(waiting)) = (self, waiting) {
+            waiting.send(()).ok();
+        }
+        self
+    }
 }
 
 impl<T: Send + 'static> Committer<T> {
@@ -247,14 +259,10 @@ impl<T: Send + 'static> Committer<T> {
             Task::Store { batch, sure } => self.store(batch, sure).await,
             Task::Other(Operation::End(ending)) => self.end(ending).await,
             Task::Other(Operation::Quarantine(lease)) => self.quarantine(*lease).await,
-            Task::Other(Operation::Reread(addresses)) => self.reread(&addresses).await,
-            Task::Other(Operation::RereadAll(waiting)) => {
-                let health = self.reread_all().await;
-                if let (Health::Good, Some(waiting)) = (health, waiting) {
-                    waiting.send(()).ok();
-                }
-                health
+            Task::Other(Operation::Reread(addresses, waiting)) => {
+                self.reread(&addresses).await.told(waiting)
             }
+            Task::Other(Operation::RereadAll(waiting)) => self.reread_all().await.told(waiting),
             Task::Other(Operation::Store {
                 lease,
                 sure,

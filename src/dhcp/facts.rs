@@ -36,6 +36,8 @@ pub(super) struct Case {
     pub(super) noted: bool,
     /// Nobody else has its client's disk.
     pub(super) settled: bool,
+    /// The database was asked for the address that it would be refused.
+    pub(super) confirmed: bool,
     /// How long it lay unread.
     pub(super) waited: Duration,
 }
@@ -73,6 +75,7 @@ impl Case {
             probes_left: 4,
             noted: false,
             settled: false,
+            confirmed: false,
             waited: Duration::ZERO,
         })
     }

@@ -95,6 +95,8 @@ pub(super) struct Gates {
     pub(super) in_flight: HashSet<MacAddr>,
     /// An address is being probed for them.
     parked: HashSet<MacAddr>,
+    /// How many of those whose rows are being read before they are refused.
+    pub(super) confirming: usize,
     /// An old connection to their disk is being asked for a sign of life.
     pub(super) settling: HashSet<MacAddr>,
 }
@@ -155,6 +157,10 @@ impl Core {
         let facts = self.facts(&case, snapshot, &ours, now);
         let decision = decide(&case.request, &facts, now);
         let lease = facts.address.lease.clone();
+        if self.must_confirm(&case, &decision) {
+            self.confirm(case, lease.map(|lease| lease.address));
+            return;
+        }
         let unknown = facts.boot.unknown;
         let (_, refusal) = boot_part(&case.request, &facts);
         let is_ours = facts.arrival.is_ours;

@@ -30,6 +30,9 @@ words! {
         NotStored = "not_stored",
         /// Another server of ours gave the address away first, and the client can't be told so.
         TakenElsewhere = "taken_elsewhere",
+        /// It would be refused its address, and the database could not be asked whether another
+        /// server of ours has leased it that one since.
+        Unconfirmed = "unconfirmed",
         /// The answer could not be sent.
         SendFailed = "send_failed",
         /// The interface has no address to answer from.

@@ -584,7 +584,7 @@ async fn follow_leases(core: Arc<Core>, catalog: Catalog, cancel: CancellationTo
             change = changes.next() => change,
         };
         match change {
-            Some(Change::Leases(addresses)) => core.enqueue(Operation::Reread(addresses)),
+            Some(Change::Leases(addresses)) => core.enqueue(Operation::Reread(addresses, None)),
             Some(Change::Everything) => core.enqueue(Operation::RereadAll(None)),
             Some(Change::Configuration | Change::Clients(_)) => {}
             None => return,

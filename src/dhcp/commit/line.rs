@@ -51,7 +51,7 @@ impl<T> Operation<T> {
             Self::Store { lease, .. } => vec![Key::Machine(lease.mac), Key::Address(lease.address)],
             Self::End(ending) => vec![Key::Machine(ending.mac), Key::Address(ending.address)],
             Self::Quarantine(lease) => vec![Key::Address(lease.address)],
-            Self::Reread(addresses) => addresses.iter().copied().map(Key::Address).collect(),
+            Self::Reread(addresses, _) => addresses.iter().copied().map(Key::Address).collect(),
             Self::RereadAll(_) => vec![Key::Everything],
         }
     }

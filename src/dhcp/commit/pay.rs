@@ -13,6 +13,9 @@ use crate::catalog::CatalogError;
 use crate::dhcp::ledger::Owed;
 use crate::model::Lease;
 
+/// Of what is set aside in one payment, so many are named in the log; all are at `debug`.
+const NAMED: u64 = 5;
+
 /// What is owed is paid in such batches, however long each takes.
 const PAYMENT: (usize, Duration) = (BATCH, Duration::from_secs(60));
 
@@ -33,6 +36,18 @@ impl<T: Send + 'static> Committer<T> {
 
     /// Pays until nothing is owed or the database fails.
     pub(in crate::dhcp) async fn pay(&self) -> bool {
+        let mut aside = 0;
+        let done = self.pay_all(&mut aside).await;
+        if aside > NAMED {
+            tracing::warn!(
+                leases = aside,
+                "so much of what this server did while the database was away no longer fits; it is set aside"
+            );
+        }
+        done
+    }
+
+    async fn pay_all(&self, aside: &mut u64) -> bool {
         while self.ledger.owes() {
             if self.catalog.is_away() || self.lagging.load(Ordering::Acquire) > 0 {
                 return false;
@@ -43,7 +58,7 @@ impl<T: Send + 'static> Committer<T> {
                 return false;
             }
             let count = owed.len();
-            match tokio::time::timeout(PAYMENT.1, self.pay_batch(&owed)).await {
+            match tokio::time::timeout(PAYMENT.1, self.pay_batch(&owed, aside)).await {
                 Ok(Ok(())) => {
                     self.ledger.paid(count);
                     self.metrics.owing(self.ledger.len());
@@ -61,7 +76,7 @@ impl<T: Send + 'static> Committer<T> {
         true
     }
 
-    async fn pay_batch(&self, owed: &[Owed]) -> Result<(), CatalogError> {
+    async fn pay_batch(&self, owed: &[Owed], aside: &mut u64) -> Result<(), CatalogError> {
         for group in owed.chunk_by(|a, b| matches!((a, b), (Owed::Put(_), Owed::Put(_)))) {
             let puts: Vec<Lease> = group
                 .iter()
@@ -71,7 +86,7 @@ impl<T: Send + 'static> Committer<T> {
                 })
                 .collect();
             if !puts.is_empty() {
-                self.pay_leases(&puts).await?;
+                self.pay_leases(&puts, aside).await?;
             }
             for one in group {
                 if let Owed::End(e) = one {
@@ -79,7 +94,8 @@ impl<T: Send + 'static> Committer<T> {
                         self.catalog
                             .end_lease(e.address, e.mac, e.state, e.at, e.length_seconds);
                     if !ended.await? {
-                        self.set_aside(one, "that machine does not hold the address any more");
+                        let why = "that machine does not hold the address any more";
+                        self.set_aside(one, why, aside);
                     }
                 }
             }
@@ -88,28 +104,27 @@ impl<T: Send + 'static> Committer<T> {
     }
 
     /// What the database refuses for itself is set aside, and holds nothing up.
-    async fn pay_leases(&self, leases: &[Lease]) -> Result<(), CatalogError> {
+    async fn pay_leases(&self, leases: &[Lease], aside: &mut u64) -> Result<(), CatalogError> {
         // Only the last word on a machine or an address counts; one statement takes each once.
         match self.catalog.replay_leases(leases, self.server_id).await {
             Ok(stored) => {
                 for (lease, stored) in leases.iter().zip(stored) {
                     if !stored && !superseded(lease, leases) {
                         let owed = Owed::Put(lease.clone());
-                        self.set_aside(
-                            &owed,
-                            "another machine holds the address, or the machine has a newer lease",
-                        );
+                        let why =
+                            "another machine holds the address, or the machine has a newer lease";
+                        self.set_aside(&owed, why, aside);
                     }
                 }
                 Ok(())
             }
             Err(error @ (CatalogError::Refused { .. } | CatalogError::Conflict { .. })) => {
                 if let [one] = leases {
-                    self.set_aside(&Owed::Put(one.clone()), &error.to_string());
+                    self.set_aside(&Owed::Put(one.clone()), &error.to_string(), aside);
                     return Ok(());
                 }
                 for lease in leases {
-                    Box::pin(self.pay_leases(std::slice::from_ref(lease))).await?;
+                    Box::pin(self.pay_leases(std::slice::from_ref(lease), aside)).await?;
                 }
                 Ok(())
             }
@@ -117,13 +132,18 @@ impl<T: Send + 'static> Committer<T> {
         }
     }
 
-    fn set_aside(&self, owed: &Owed, why: &str) {
+    fn set_aside(&self, owed: &Owed, why: &str, aside: &mut u64) {
         self.metrics.set_aside();
-        tracing::warn!(
-            ?owed,
-            why,
-            "what this server did while the database was away no longer fits; it is set aside"
-        );
+        *aside += 1;
+        if *aside <= NAMED {
+            tracing::warn!(
+                ?owed,
+                why,
+                "what this server did while the database was away no longer fits; it is set aside"
+            );
+        } else {
+            tracing::debug!(?owed, why, "set aside");
+        }
     }
 }
 

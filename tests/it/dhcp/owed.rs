@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::lan::{Host, Lan, wait_for};
 use super::postgres::Database;
-use super::raw::{ACK, DISCOVER, Message, RELEASE, Talker};
+use super::raw::{ACK, DISCOVER, Message, NAK, RELEASE, REQUEST, Talker};
 use super::server::{Server, Settings, client, prepare, range};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -284,5 +284,45 @@ fn what_others_have_claimed_is_theirs() {
     wait_for("the fifth has one", SOON * 2, || {
         site.talker.lease(mac(5), 100)
     });
+    server.stop();
+}
+
+/// RFC 2131 section 3.1: a NAK makes a machine give up the address that it works with. Another server
+/// has moved it, and word of that has not come: the row is read before it is refused, and where
+/// it can't be read, nothing is said.
+#[test]
+fn a_machine_is_not_refused_what_another_server_has_given_it() {
+    let site = Site::new(false);
+    let server = site.start();
+    let first = site.talker.lease(mac(1), 1).unwrap().address.octets()[3];
+    // Others of the pool.
+    let later = |n: u8| Ipv4Addr::new(10, 77, 0, 50 + (first - 50 + n) % 50);
+    let moved = |n: u8| {
+        let address = later(n);
+        site.database.query(&format!(
+            "alter table leases disable trigger user;
+             update leases set address = '{address}', starts_at = now() where mac = '52:54:00:78:00:01';
+             alter table leases enable trigger user"
+        ));
+        address
+    };
+    let remembers = |xid, address| {
+        let request = Message::new(REQUEST, mac(1), xid).requesting(address);
+        site.talker.ask(&request)
+    };
+    let second = moved(1);
+    let told = remembers(2, second).unwrap();
+    assert_eq!((told.kind, told.address), (ACK, second));
+    // What nobody gave it, it is refused.
+    let told = remembers(3, later(2)).unwrap();
+    assert_eq!(told.kind, NAK);
+
+    let third = moved(3);
+    site.no_leases();
+    assert!(remembers(4, third).is_none());
+    assert_eq!(server.metric("silences_total{reason=\"unconfirmed\"}"), 1);
+    site.leases_again();
+    let told = wait_for("it hears of its lease", SOON, || remembers(5, third));
+    assert_eq!((told.kind, told.address), (ACK, third));
     server.stop();
 }
