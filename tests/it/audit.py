@@ -146,6 +146,13 @@ def on_zfs(dataset, wrong):
     return disks, holds
 
 
+def is_unfinished(upload):
+    """Not all of the bytes are there that were announced."""
+    with open(os.path.join(upload, "record")) as record:
+        total = json.load(record).get("total")
+    return total is not None and os.path.getsize(os.path.join(upload, "data")) < total
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--psql", required=True)
@@ -227,6 +234,9 @@ def main():
     for rest in ("pending", "staging", "uploads"):
         folder = os.path.join(asked.store, rest)
         for name in os.listdir(folder) if os.path.isdir(folder) else []:
+            if rest == "uploads" and is_unfinished(os.path.join(folder, name)):
+                # Nothing was promised yet: whoever uploads goes on with it, or it is removed after a day.
+                continue
             wrong.append(f"ORPHAN: {rest}/{name}")
 
     for line in wrong:
