@@ -498,3 +498,78 @@ async fn sessions_are_listed_shown_and_watched() {
     }
     assert_eq!(failed(&world, &["session", "show", "pc-0002"]).await.0, 3);
 }
+
+/// A server that is gone for good is forgotten, with its blocks; one that lives is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_are_listed_and_forgotten() {
+    let world = World::new().await;
+    said(
+        &world,
+        &[
+            "range",
+            "add",
+            "--network",
+            "10.0.0.0/24",
+            "--pool",
+            "10.0.0.50-10.0.0.99",
+            "--mode",
+            "full",
+        ],
+    )
+    .await;
+    for (n, name, age) in [(1, "alive", 5), (2, "gone", 60)] {
+        let statements = [
+            format!(
+                "INSERT INTO servers (id, name, version, heartbeat_at, claims_until, boot_addresses) VALUES \
+                 ('00000000-0000-4000-8000-00000000000{n}', '{name}', '0', now() - interval '{age} seconds', \
+                  now() + interval '1 day', ARRAY['10.0.0.{n}'::inet])"
+            ),
+            format!(
+                "INSERT INTO lease_blocks (range_id, first_address, last_address, server_id) \
+                 SELECT id, '10.0.0.{n}0', '10.0.0.{n}9', '00000000-0000-4000-8000-00000000000{n}' FROM network_ranges"
+            ),
+        ];
+        for statement in statements {
+            world.db.sql(&statement).await.unwrap();
+        }
+    }
+    let list = said(&world, &["server", "list"]).await;
+    let line = |name: &str| {
+        let line = list.lines().find(|line| line.trim_start().starts_with(name));
+        line.unwrap_or_else(|| panic!("no {name} in {list}"))
+            .to_owned()
+    };
+    assert!(
+        line("alive").contains(" yes ") && line("alive").contains("10.0.0.1"),
+        "{list}"
+    );
+    assert!(line("gone").contains(" no "), "{list}");
+
+    let (code, sentence) = failed(&world, &["server", "rm", "alive"]).await;
+    assert!(sentence.contains("is alive"), "{sentence}");
+    assert_ne!(code, 0);
+    let (code, sentence) = failed(&world, &["server", "rm", "nobody"]).await;
+    assert!(sentence.contains("nobody"), "{sentence}");
+    assert_ne!(code, 0);
+    assert_eq!(
+        said(&world, &["server", "rm", "gone"]).await,
+        "gone forgotten\n"
+    );
+
+    let left = json(&world, &["server", "list"]).await;
+    let names: Vec<&str> = left
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| s["name"].as_str().unwrap())
+        .collect();
+    assert!(
+        names.contains(&"alive") && !names.contains(&"gone"),
+        "{names:?}"
+    );
+    let blocks = world
+        .db
+        .text("SELECT count(*)::text FROM lease_blocks")
+        .await;
+    assert_eq!(blocks.as_deref(), Some("1"));
+}
