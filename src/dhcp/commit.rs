@@ -34,6 +34,7 @@ use self::line::{Job, Key, Line, Task};
 use super::ledger::{Ending, Ledger, Owed};
 use super::metrics::DhcpMetrics;
 use super::pool::Book;
+use crate::boot::tracker::Tracker;
 use crate::catalog::{Catalog, CatalogError};
 use crate::model::Lease;
 
@@ -117,6 +118,8 @@ pub(super) struct Committer<T> {
     pub(super) ledger: Arc<Ledger>,
     /// The database refused an address: how the pools are shared out is to be read again.
     pub(super) misled: Arc<Notify>,
+    /// What was seen of boots is durable before their lease is acknowledged.
+    pub(super) boots: Tracker,
     /// Transactions that were not waited for; nothing is paid before they have ended.
     pub(super) lagging: Arc<AtomicUsize>,
 }
@@ -133,6 +136,7 @@ impl<T> Clone for Committer<T> {
             ledger: self.ledger.clone(),
             misled: self.misled.clone(),
             lagging: self.lagging.clone(),
+            boots: self.boots.clone(),
         }
     }
 }
@@ -274,12 +278,17 @@ impl<T: Send + 'static> Committer<T> {
 
     async fn store(&self, batch: Vec<(Lease, T)>, sure: bool) -> Health {
         let (leases, tickets): (Vec<Lease>, Vec<T>) = batch.into_iter().unzip();
-        let (verdicts, health) = match sure {
-            true if self.must_owe() => self.owe_rows(&leases).await,
-            true => self.store_or_owe(&leases).await,
-            // They may be given away by others: only the database can tell.
-            false => self.store_rows(&leases).await,
+        let stored = async {
+            match sure {
+                true if self.must_owe() => self.owe_rows(&leases).await,
+                true => self.store_or_owe(&leases).await,
+                // They may be given away by others: only the database can tell.
+                false => self.store_rows(&leases).await,
+            }
         };
+        // A disk of ours that hangs is no reason to keep quiet about what the database has.
+        let noted = tokio::time::timeout(HEDGE, self.boots.sync());
+        let ((verdicts, health), _) = tokio::join!(stored, noted);
         (self.report)(tickets.into_iter().zip(verdicts).collect());
         health
     }

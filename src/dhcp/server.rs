@@ -186,6 +186,7 @@ impl DhcpServer {
             known: Arc::default(),
             ledger: Arc::new(ledger),
             lagging: Arc::default(),
+            boots: core.tracker.clone(),
             misled: Arc::default(),
         };
         Ok(Self {

@@ -52,13 +52,13 @@ pub(crate) fn rounds(few: u32, many: u32) -> u32 {
 }
 
 /// Machines that come, take a lease and go, as fast as they can, from a namespace of their
-/// own; each has a new MAC. What they were given is appended to `leases.log`.
+/// own; each has a new MAC, and asks as a boot ROM does. What they were given is appended to `leases.log`.
 pub(crate) fn crowd(lab: &Lab, host: &str) {
     let script = lab.path().join("crowd.sh");
     let text = "#!/bin/bash\nfor n in $(seq 1 60000); do\n\
         mac=$(printf '02:00:00:00:%02x:%02x' $((n / 256)) $((n % 256)))\n\
         ip link set lan0 address $mac\n\
-        got=$(busybox udhcpc -f -q -n -i lan0 -t 5 -T 1 -s /bin/true 2>&1 | sed -n 's/.*lease of \\([0-9.]*\\) obtained.*/\\1/p')\n\
+        got=$(busybox udhcpc -f -q -n -i lan0 -t 5 -T 1 -V PXEClient:Arch:00000:UNDI:002001 -s /bin/true 2>&1 | sed -n 's/.*lease of \\([0-9.]*\\) obtained.*/\\1/p')\n\
         [ -n \"$got\" ] && echo \"$mac $got\" >> leases.log\ndone\n";
     fs::write(&script, text).expect("a script");
     let mut command = lab.command_in(host, "bash", [&script]);

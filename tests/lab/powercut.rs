@@ -1,5 +1,6 @@
 //! An ACK means stored: the server is a machine of its own whose power is cut right after
-//! it has acknowledged leases, or writes to disks. Started again it must know every one.
+//! it has acknowledged leases of machines that boot, or writes to disks. Started again it must know every
+//! one, and of each boot.
 //!
 //! The server is a QEMU guest: Debian's kernel, a root disk that holds `dls`, this machine's
 //! PostgreSQL and the libraries of both. kill -9 of QEMU loses all that the guest had not
@@ -39,7 +40,8 @@ dls --config /dls.toml serve >/var/log/dls.log 2>&1 &
 n=0
 # With its database, and with nothing that this does not have yet.
 until wget -q -O - http://127.0.0.1:8080/readyz 2>/dev/null | grep -q '\"degraded\":false' &&
-    wget -q -O - http://127.0.0.1:8080/metrics 2>/dev/null | grep -q '^dls_dhcp_leases_owing 0'; do
+    wget -q -O - http://127.0.0.1:8080/metrics 2>/dev/null | grep -q '^dls_dhcp_leases_owing 0' &&
+    wget -q -O - http://127.0.0.1:8080/metrics 2>/dev/null | grep -q '^dls_boot_rows_queued 0'; do
     n=$((n + 1)); [ $n -lt 600 ] || { echo GUEST-NEVER-READY; tail -n 40 /var/log/dls.log; poweroff -f; }
     sleep 0.2
 done
@@ -47,6 +49,7 @@ done
 if [ ! -e /first.done ]; then
     echo LEASES-BEGIN
     dls --config /dls.toml psql -c \"select 'LEASE ' || mac || ' ' || host(address) || ' END' as lease from leases\"
+    dls --config /dls.toml psql -c \"select 'BOOT ' || mac || ' END' as boot from boot_attempts\"
     echo LEASES-END
     dls --config /dls.toml range list 2>/dev/null | grep -q 10.77.0.0 ||
         dls --config /dls.toml range add --network 10.77.0.0/16 --pool 10.77.1.0-10.77.250.250 --mode full
@@ -279,6 +282,13 @@ fn listed(console: &str) -> BTreeSet<(String, String)> {
         .collect()
 }
 
+/// The machines whose boots it listed as well.
+fn booted(console: &str) -> BTreeSet<String> {
+    let lines = console.lines();
+    let macs = lines.filter_map(|line| line.split_once("BOOT ")?.1.split_once(" END"));
+    macs.map(|(mac, _)| mac.to_owned()).collect()
+}
+
 #[test]
 fn every_acknowledged_lease_outlives_a_power_cut() {
     let mut dice = Dice::new();
@@ -305,14 +315,19 @@ fn every_acknowledged_lease_outlives_a_power_cut() {
         let acknowledged = told(&lab);
         guest = Guest::boot(&lab, &disk, &tap, round, "GUEST-SERVES");
         let there = listed(&guest.console());
+        let boots = booted(&guest.console());
         for lease in &acknowledged {
             assert!(
                 there.contains(lease),
                 "round {round}: {lease:?} was acknowledged and is lost"
             );
+            assert!(
+                boots.contains(&lease.0),
+                "round {round}: {lease:?} was acknowledged and its boot is lost"
+            );
         }
         eprintln!(
-            "round {round}: {} leases acknowledged, all there",
+            "round {round}: {} leases acknowledged, all there with their boots",
             acknowledged.len()
         );
     }

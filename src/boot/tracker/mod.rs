@@ -155,6 +155,14 @@ impl Tracker {
         }
     }
 
+    /// Returns when all that was seen of boots so far outlives a power cut, here or in the
+    /// database.
+    pub async fn sync(&self) {
+        if let Some(ledger) = self.shared.ledger.get() {
+            ledger.sync().await;
+        }
+    }
+
     /// Keeps rows on this server's own disk from now on, and goes on with what an earlier run
     /// left there: its open boots, whose deadlines begin anew, and the rows that the database
     /// may not have. Returns how many boots. To be called once, before anything is observed.

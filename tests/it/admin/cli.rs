@@ -535,7 +535,9 @@ async fn servers_are_listed_and_forgotten() {
     }
     let list = said(&world, &["server", "list"]).await;
     let line = |name: &str| {
-        let line = list.lines().find(|line| line.trim_start().starts_with(name));
+        let line = list
+            .lines()
+            .find(|line| line.trim_start().starts_with(name));
         line.unwrap_or_else(|| panic!("no {name} in {list}"))
             .to_owned()
     };
