@@ -60,18 +60,17 @@ pub(super) async fn open_catalog(
     } else {
         DATABASE_PATIENCE
     };
-    let mut reached = catalog.reach(patience).await;
+    let mut opened = open(&catalog, clock, who, patience).await;
     let mut picture = Err(NoPicture::None);
-    if matches!(reached, Err(CatalogError::Unavailable(_))) {
+    if opened.as_ref().is_err_and(is_absence) {
         picture = tokio::task::spawn_blocking(move || saved.read()).await?;
         if known && picture.is_err() {
-            reached = catalog.reach(DATABASE_PATIENCE).await;
+            opened = open(&catalog, clock, who, DATABASE_PATIENCE).await;
         }
     }
     let looking = catalog.clone();
-    match (reached, picture) {
+    match (opened, picture) {
         (Ok(()), _) => {
-            bring_up(&catalog, clock, who).await?;
             let cache = Cache::of(catalog.clone(), Loaded::default());
             cache.refresh().await.context("reading the catalog")?;
             tokio::spawn(async move { looking.look_after().await });
@@ -81,13 +80,15 @@ pub(super) async fn open_catalog(
                 late: false,
             })
         }
-        (Err(error @ CatalogError::Unavailable(_)), Ok(picture)) => {
+        (Err(error), Ok(picture)) => {
+            let why = format!("{error:#}");
             tracing::warn!(
-                %error, clients = picture.clients.len(),
+                why,
+                clients = picture.clients.len(),
                 "the database is away: starting with what was known when it was there last"
             );
             let cache = Cache::of(catalog.clone(), picture);
-            catalog.is_gone(&error.to_string());
+            catalog.is_gone(&why);
             tokio::spawn(async move { looking.look_after().await });
             Ok(Opened {
                 catalog,
@@ -95,16 +96,31 @@ pub(super) async fn open_catalog(
                 late: true,
             })
         }
-        (Err(error), picture) => {
-            let error = anyhow::Error::from(error).context("opening the catalog");
-            Err(match picture {
-                Err(why @ (NoPicture::Io(_) | NoPicture::Damaged(_))) => {
-                    error.context(format!("there is no picture of it to start with: {why}"))
-                }
-                _ => error,
-            })
+        (Err(error), Err(why @ (NoPicture::Io(_) | NoPicture::Damaged(_)))) => {
+            Err(error.context(format!("there is no picture of it to start with: {why}")))
         }
+        (Err(error), Err(NoPicture::None)) => Err(error),
     }
+}
+
+/// Reaches the catalog and does what has to be done before it is used.
+async fn open(
+    catalog: &Catalog,
+    clock: &Clock,
+    who: &Who,
+    patience: Duration,
+) -> anyhow::Result<()> {
+    let reached = catalog.reach(patience).await;
+    reached.context("opening the catalog")?;
+    bring_up(catalog, clock, who).await
+}
+
+/// It is away, or lets nobody in, or can't write: nothing that a start could put right.
+fn is_absence(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref::<CatalogError>(),
+        Some(CatalogError::Unavailable(_))
+    )
 }
 
 /// Keeps the gauges at how the database stands, until cancelled.

@@ -1,6 +1,7 @@
 //! The database is of no use for as long as ten minutes, in each of the ways in which databases are,
-//! while machines are switched on one after the other: they boot from disks that are made for
-//! them then, strangers get addresses, and afterwards every boot and every lease is written.
+//! and the server is even started then, while machines are switched on one after the other: they
+//! boot from disks that are made for them, strangers get addresses, and afterwards every boot and
+//! every lease is written.
 
 use std::fs;
 use std::process::{Child, Stdio};
@@ -93,13 +94,16 @@ fn machines_boot_on(trouble: Trouble, name: &'static str) {
     sick.database.link(&lab.namespace("srv"), 0);
     let config = format!("[database]\nurl = \"{}\"\n", Database::url());
     let dls = Dls::start(&lab, &config);
-    let site = Site::of(&lab, dls, machines, &["iscsi", "nbd"], (4 * MIB, 16 * MIB));
+    let mut site = Site::of(&lab, dls, machines, &["iscsi", "nbd"], (4 * MIB, 16 * MIB));
     let host = lab.host("cli", None);
     wait_for("it has addresses of its own", secs(30), || {
         (metric(&lab, "dls_dhcp_claimed_addresses ") > 0).then_some(())
     });
 
     sick.begin();
+    // It is killed, and started when it can't have its database.
+    site.dls.kill();
+    site.dls.start_without_database();
     let json = site.file("storm.json");
     let line = format!(
         "--machines {machines} --ramp {ramp} --timeout 60 --addresses --bye --disk-read 2M"
