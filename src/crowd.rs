@@ -3,12 +3,14 @@
 //! nothing itself.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +40,21 @@ pub async fn next(
             }
         }
     }
+}
+
+/// Connections that may wait to be accepted. With the 128 of the library a room that is switched on at once
+/// overflows it: whoever is dropped then believes that it is connected, and waits.
+const PLACES: i32 = 4096;
+
+/// Opens a listener where as many may wait as the kernel lets.
+///
+/// # Errors
+/// The kernel's: the port is taken, or not ours to have.
+pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await?;
+    // Listening once more changes nothing else.
+    SockRef::from(&listener).listen(PLACES)?;
+    Ok(listener)
 }
 
 /// Makes room in a socket for datagrams that wait, in bytes as the kernel counts them. Beyond its
@@ -133,6 +150,22 @@ fn lock(inside: &Mutex<Inside>) -> MutexGuard<'_, Inside> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// More connections than the library's 128 wait until somebody takes them.
+    #[tokio::test]
+    async fn a_room_full_of_connections_waits_at_the_door() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let count = 400;
+        let waiting: Vec<_> = (0..count)
+            .map(|_| std::net::TcpStream::connect(address).unwrap())
+            .collect();
+        for _ in 0..count {
+            let next = tokio::time::timeout(Duration::from_secs(20), listener.accept());
+            next.await.expect("one that was dropped").unwrap();
+        }
+        drop(waiting);
+    }
 
     /// 5,000 small datagrams, more than a socket has room for by default, are there when somebody
     /// reads at last.

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Api, Handles, Shared, imports, router};
+use crate::crowd;
 
 /// Connections at once.
 const CONNECTIONS: usize = 256;
@@ -38,7 +39,7 @@ impl AdminServer {
     /// # Errors
     /// When it is taken or not ours.
     pub async fn bind(listen: SocketAddr) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(listen).await?;
+        let listener = crowd::listen(listen).await?;
         Ok(Self { listener })
     }
 

@@ -106,7 +106,7 @@ impl HttpServer {
                 source,
             },
         };
-        let listener = TcpListener::bind(listen).await.map_err(err)?;
+        let listener = crowd::listen(listen).await.map_err(err)?;
         let address = listener.local_addr().map_err(err)?;
         Ok(Self { listener, address })
     }

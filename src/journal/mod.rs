@@ -20,6 +20,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use tokio::sync::oneshot;
 
+use crate::heap;
 use file::File;
 pub use file::JournalError;
 pub use whole::replace_file;
@@ -238,6 +239,8 @@ impl Writer {
         }
         // After a failure as well: not again with the next record.
         self.folded = self.file.len();
+        // All records were in memory for that.
+        heap::give_back();
     }
 }
 

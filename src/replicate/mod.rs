@@ -40,6 +40,7 @@ use self::sender::Stop;
 use crate::cache::Cache;
 use crate::catalog::{Catalog, CatalogError};
 use crate::clock::Clock;
+use crate::crowd;
 use crate::model::{Replica, ReplicaState, Server, Site};
 use crate::storage::{Directory, Pending, Storage, VolumeError};
 pub use identity::{Identity, NoIdentity};
@@ -359,7 +360,7 @@ impl ReplicationServer {
     /// # Errors
     /// When the address is taken, not ours, or may not be bound.
     pub async fn bind(listen: SocketAddr) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(listen).await?;
+        let listener = crowd::listen(listen).await?;
         let address = listener.local_addr()?;
         Ok(Self { listener, address })
     }

@@ -148,9 +148,13 @@ def on_zfs(dataset, wrong):
 
 def is_unfinished(upload):
     """Not all of the bytes are there that were announced."""
-    with open(os.path.join(upload, "record")) as record:
-        total = json.load(record).get("total")
-    return total is not None and os.path.getsize(os.path.join(upload, "data")) < total
+    try:
+        with open(os.path.join(upload, "record")) as record:
+            total = json.load(record).get("total")
+        return total is not None and os.path.getsize(os.path.join(upload, "data")) < total
+    except (OSError, ValueError):
+        # Without a record it is nothing that anybody could go on with.
+        return False
 
 
 def main():

@@ -94,7 +94,7 @@ impl IscsiServer {
     /// # Errors
     /// When the address is taken, not ours, or may not be bound.
     pub async fn bind(listen: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind(listen).await?;
+        let listener = crowd::listen(listen).await?;
         let address = listener.local_addr()?;
         Ok(Self { listener, address })
     }

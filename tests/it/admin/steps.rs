@@ -267,6 +267,16 @@ async fn the_script_sees_what_is_lost_and_what_is_left_over() {
             std::fs::remove_dir(path.parent().unwrap()).unwrap();
         }
     }
+    // An upload is nothing that is left over, as long as not all of its bytes have come.
+    let upload = storage.join("uploads/00000000-0000-4000-8000-000000000000");
+    std::fs::create_dir(&upload).unwrap();
+    std::fs::write(upload.join("record"), r#"{"total": 9}"#).unwrap();
+    std::fs::write(upload.join("data"), "12345678").unwrap();
+    let (fine, said) = house.audit();
+    assert!(fine, "{said}");
+    std::fs::write(upload.join("data"), "123456789").unwrap();
+    seen("ORPHAN: uploads/00000000");
+    std::fs::remove_dir_all(&upload).unwrap();
     house
         .db
         .sql("UPDATE images SET size_bytes = 512")

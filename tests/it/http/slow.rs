@@ -87,8 +87,13 @@ async fn crawl(
     let mut line = [0; 64];
     loop {
         let pause = tokio::time::sleep(Duration::from_secs(1));
+        // An end that did not come is found out below.
+        let patience = LONGEST + Duration::from_secs(6);
         let over = match slow {
-            Slow::Mute => stream.read(&mut line).await.map_or(true, |n| n == 0),
+            Slow::Mute => {
+                let read = tokio::time::timeout(patience, stream.read(&mut line)).await;
+                read.is_ok_and(|read| read.map_or(true, |n| n == 0))
+            }
             Slow::Header | Slow::Lines | Slow::Body => {
                 let more: &[u8] = match slow {
                     Slow::Lines => b"A: b\r\n",
@@ -101,7 +106,8 @@ async fn crawl(
             }
             Slow::Reader => {
                 pause.await;
-                stream.read(&mut byte).await.map_or(true, |n| n == 0)
+                let read = tokio::time::timeout(patience, stream.read(&mut byte)).await;
+                read.is_ok_and(|read| read.map_or(true, |n| n == 0))
             }
             Slow::Deaf => {
                 pause.await;
