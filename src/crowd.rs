@@ -17,6 +17,9 @@ use tokio_util::sync::CancellationToken;
 /// Room for a classroom that is switched on at once, for [`make_room`]: some 5,000 requests. The
 /// 200 kB that sockets have by default are full at 280, and who is lost asks again after seconds.
 pub const BURST: usize = 4 << 20;
+/// Connections that may wait to be accepted. With the 128 of the library a room that is switched on at once
+/// overflows it: whoever is dropped then believes that it is connected, and waits.
+const PLACES: i32 = 4096;
 /// How long is waited after an accept that failed.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -41,10 +44,6 @@ pub async fn next(
         }
     }
 }
-
-/// Connections that may wait to be accepted. With the 128 of the library a room that is switched on at once
-/// overflows it: whoever is dropped then believes that it is connected, and waits.
-const PLACES: i32 = 4096;
 
 /// Opens a listener where as many may wait as the kernel lets.
 ///
@@ -167,7 +166,7 @@ mod tests {
         drop(waiting);
     }
 
-    /// 5,000 small datagrams, more than a socket has room for by default, are there when somebody
+    /// Thousands of small datagrams, more than a socket has room for by default, are there when somebody
     /// reads at last.
     #[test]
     fn a_burst_waits_in_the_socket() {

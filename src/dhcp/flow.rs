@@ -91,11 +91,11 @@ pub(super) struct Core {
 /// Machines whose packets must wait.
 #[derive(Debug, Default)]
 pub(super) struct Gates {
-    /// Their lease is being stored.
+    /// Their lease is being stored, or read before they are refused.
     pub(super) in_flight: HashSet<MacAddr>,
     /// An address is being probed for them.
     parked: HashSet<MacAddr>,
-    /// How many of those whose rows are being read before they are refused.
+    /// How many of them are those that are to be refused.
     pub(super) confirming: usize,
     /// An old connection to their disk is being asked for a sign of life.
     pub(super) settling: HashSet<MacAddr>,

@@ -3,8 +3,7 @@
 //! boot from disks that are made for them, strangers get addresses, and afterwards every boot and
 //! every lease is written.
 
-use std::fs;
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -104,18 +103,12 @@ fn machines_boot_on(trouble: Trouble, name: &'static str) {
     // It is killed, and started when it can't have its database.
     site.dls.kill();
     site.dls.start_without_database();
-    let json = site.file("storm.json");
     let line = format!(
         "--machines {machines} --ramp {ramp} --timeout 60 --addresses --bye --disk-read 2M"
     );
-    let mut storm = site
-        .storm(&line)
-        .stdout(fs::File::create(&json).expect("a file"))
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("dls storm");
-    let given = strangers(&lab, &host, &mut storm, secs(u64::from(ramp) + 120));
-    let told: Value = serde_json::from_slice(&fs::read(&json).expect("a report")).expect("JSON");
+    let mut storm = site.begin(&line);
+    let given = strangers(&lab, &host, &mut storm.process, secs(u64::from(ramp) + 120));
+    let told = storm.report();
     let booted = told["booted"].as_u64().expect("a number");
     assert!(
         booted * 100 >= u64::from(machines) * 99,

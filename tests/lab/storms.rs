@@ -87,7 +87,7 @@ impl<'a> Site<'a> {
     }
 
     /// `dls storm` with the files that the machines must get.
-    pub(crate) fn storm(&self, more: &str) -> Command {
+    fn storm(&self, more: &str) -> Command {
         let mut storm = self
             .lab
             .command_in(&self.host, PROGRAM, ["--json", "storm"]);
@@ -101,6 +101,31 @@ impl<'a> Site<'a> {
         }
         storm.args(more.split_whitespace());
         storm
+    }
+
+    /// The same, and what else happens meanwhile is the test's.
+    pub(crate) fn begin(&self, more: &str) -> Storm {
+        let told = self.file("storm.json");
+        let mut storm = self.storm(more);
+        storm
+            .stdout(fs::File::create(&told).expect("a file"))
+            .stderr(Stdio::null());
+        let process = storm.spawn().expect("dls storm");
+        Storm { process, told }
+    }
+}
+
+/// A storm under way.
+pub(crate) struct Storm {
+    pub(crate) process: Child,
+    told: PathBuf,
+}
+
+impl Storm {
+    /// What it says once it has ended.
+    pub(crate) fn report(&self) -> Value {
+        let told = fs::read(&self.told).expect("a report");
+        serde_json::from_slice(&told).expect("JSON")
     }
 }
 
@@ -220,13 +245,8 @@ fn a_wrong_byte_and_a_dead_server_are_named() {
         fs::write(site.file(file), &bytes).expect("a file");
     }
     // kill -9 while some are up, some at work and some not on yet.
-    let log = site.file("storm.json");
-    let mut storm = site
-        .storm("--machines 10 --ramp 20 --timeout 20 --patience 10 --addresses --stay 60")
-        .stdout(fs::File::create(&log).expect("a file"))
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("dls storm");
+    let mut storm =
+        site.begin("--machines 10 --ramp 20 --timeout 20 --patience 10 --addresses --stay 60");
     wait_for("a machine is up", secs(60), || {
         let rows = site
             .dls
@@ -235,10 +255,10 @@ fn a_wrong_byte_and_a_dead_server_are_named() {
     });
     site.dls.kill();
     let status = wait_for("the storm ends by itself", secs(120), || {
-        storm.try_wait().ok().flatten()
+        storm.process.try_wait().ok().flatten()
     });
     assert_eq!(status.code(), Some(1));
-    let told: Value = serde_json::from_slice(&fs::read(&log).expect("a report")).expect("JSON");
+    let told = storm.report();
     let causes = causes(&told);
     let has = |stage: &str, cause: &str| causes.contains(&(stage.into(), cause.into()));
     assert!(has("rom discover", "no_offer"), "{told:#}");
@@ -298,19 +318,16 @@ fn torture_a_thousand_machines_in_a_minute() {
     for pid in ["dls", "postgres"].iter().flat_map(|name| lab.all(name)) {
         pin(pid.as_raw(), "0");
     }
-    let json = site.file("storm.json");
     let line = format!(
         "--machines {machines} --ramp {ramp} --timeout 300 --addresses --bye --think 0 --disk-read 16M"
     );
-    let mut storm = site
-        .storm(&line)
-        .stdout(fs::File::create(&json).expect("a file"))
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("dls storm");
-    pin(i32::try_from(storm.id()).expect("a process id"), "1");
-    let samples = memory_meanwhile(&lab, &mut storm, secs(600));
-    let told: Value = serde_json::from_slice(&fs::read(&json).expect("a report")).expect("JSON");
+    let mut storm = site.begin(&line);
+    pin(
+        i32::try_from(storm.process.id()).expect("a process id"),
+        "1",
+    );
+    let samples = memory_meanwhile(&lab, &mut storm.process, secs(600));
+    let told = storm.report();
     let number = |key: &str| told[key].as_f64().unwrap_or_default();
     eprintln!(
         "{machines} machines in {ramp} s: {} booted, took {:.1} s, {:.0} MiB/s, {:.0} in the busiest second",
