@@ -71,10 +71,10 @@ pub(super) struct File {
 }
 
 impl File {
-    /// Opens or makes it, and reads its records up to the first that is not whole. If anything
+    /// Opens or makes it, and reads its bytes up to the first record that is not whole. If anything
     /// but zeros stands there, a copy of the file is kept beside it.
-    pub(super) fn open(path: &Path) -> Result<(Self, Vec<Vec<u8>>), JournalError> {
-        let bytes = match std::fs::read(path) {
+    pub(super) fn open(path: &Path) -> Result<(Self, Vec<u8>), JournalError> {
+        let mut bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(JournalError::of(path, "reading", e)),
@@ -88,12 +88,17 @@ impl File {
                 path: path.to_owned(),
             });
         }
-        let (records, end) = read(&bytes);
-        let rest = usize::try_from(end).ok().and_then(|end| bytes.get(end..));
+        let records = records(&bytes);
+        let count = records.len();
+        let end = records
+            .iter()
+            .fold(MAGIC.len(), |at, r| at + FRAME + r.len());
+        let allocated = bytes.len() as u64;
+        let rest = bytes.get(end..);
         if rest.is_some_and(|rest| rest.iter().any(|byte| *byte != 0)) {
             let copy = path.with_extension("torn");
             tracing::warn!(
-                journal = %path.display(), records = records.len(), offset = end, copy = %copy.display(),
+                journal = %path.display(), records = count, offset = end, copy = %copy.display(),
                 "the journal ends in a record that is not whole, as after a power cut; a copy is kept"
             );
             std::fs::write(&copy, &bytes).map_err(|e| JournalError::of(&copy, "writing", e))?;
@@ -103,10 +108,11 @@ impl File {
         let file = Self {
             file,
             path: path.to_owned(),
-            end,
-            allocated: bytes.len() as u64,
+            end: end as u64,
+            allocated,
         };
-        Ok((file, records))
+        bytes.truncate(end);
+        Ok((file, bytes))
     }
 
     /// An empty one in the place of what is there.
@@ -162,10 +168,15 @@ impl File {
         for record in records {
             frame(record, &mut bytes);
         }
+        self.append_framed(&bytes)
+    }
+
+    /// Adds records as they stand in a file; all of them or none.
+    pub(super) fn append_framed(&mut self, bytes: &[u8]) -> Result<(), JournalError> {
         let end = self.end + bytes.len() as u64;
         // Some zeros stay behind the last record.
         self.reserve(end + FRAME as u64)?;
-        if let Err(error) = self.put(&bytes, self.end) {
+        if let Err(error) = self.put(bytes, self.end) {
             // What was half written must not be found again behind what comes next.
             let zeros = vec![0; bytes.len()];
             self.put(&zeros, self.end).ok();
@@ -181,20 +192,52 @@ impl File {
             .map_err(|e| JournalError::of(&self.path, "syncing", e))
     }
 
-    /// All records.
-    pub(super) fn records(&self) -> Result<Vec<Vec<u8>>, JournalError> {
-        let bytes = std::fs::read(&self.path);
-        let bytes = bytes.map_err(|e| JournalError::of(&self.path, "reading", e))?;
-        Ok(read(&bytes).0)
-    }
-
     /// Puts these in the place of all; a crash leaves the old ones or the new ones.
     pub(super) fn replace(&mut self, records: &[Vec<u8>]) -> Result<(), JournalError> {
-        let mut draft = Self::draft(&self.path.with_extension("new"))?;
+        let draft = self.draft_with("new", records)?;
+        self.give_place_to(draft)
+    }
+
+    /// A file with these beside this one, which is to take its place.
+    pub(super) fn draft_with(
+        &self,
+        extension: &str,
+        records: &[Vec<u8>],
+    ) -> Result<Self, JournalError> {
+        let mut draft = Self::draft(&self.path.with_extension(extension))?;
         draft.append(records)?;
+        Ok(draft)
+    }
+
+    /// A crash leaves this one or that one.
+    pub(super) fn give_place_to(&mut self, mut draft: Self) -> Result<(), JournalError> {
         draft.take_place(&self.path)?;
         *self = draft;
         Ok(())
+    }
+
+    /// Another handle on it as it is now; one of them is to be written.
+    pub(super) fn again(&self) -> Result<Self, JournalError> {
+        let file = self.file.try_clone();
+        Ok(Self {
+            file: file.map_err(|e| self.error("opening", e))?,
+            path: self.path.clone(),
+            end: self.end,
+            allocated: self.allocated,
+        })
+    }
+
+    pub(super) fn error(&self, doing: &'static str, source: io::Error) -> JournalError {
+        JournalError::of(&self.path, doing, source)
+    }
+
+    /// What stands in it between these offsets: whole records, if both are ends of records.
+    pub(super) fn bytes(&self, from: u64, to: u64) -> Result<Vec<u8>, JournalError> {
+        let mut bytes = vec![0; usize::try_from(to - from).unwrap_or(usize::MAX)];
+        self.file
+            .read_exact_at(&mut bytes, from)
+            .map_err(|e| JournalError::of(&self.path, "reading", e))?;
+        Ok(bytes)
     }
 
     fn reserve(&mut self, end: u64) -> Result<(), JournalError> {
@@ -233,15 +276,15 @@ fn sum(length: [u8; 4], record: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&length), record)
 }
 
-/// The records that are whole, and where they end.
-fn read(bytes: &[u8]) -> (Vec<Vec<u8>>, u64) {
+/// The records that are whole, of the bytes of a file.
+pub(super) fn records(bytes: &[u8]) -> Vec<&[u8]> {
     let mut records = Vec::new();
     let mut at = MAGIC.len();
     while let Some(record) = record_at(bytes, at) {
         at += FRAME + record.len();
-        records.push(record.to_vec());
+        records.push(record);
     }
-    (records, at as u64)
+    records
 }
 
 fn record_at(bytes: &[u8], at: usize) -> Option<&[u8]> {

@@ -7,10 +7,13 @@
 //! their owner's business; the owner also says how they are folded into fewer when the file has
 //! grown.
 //!
-//! `whole`: a small file that is replaced as a whole. `file`: the bytes. A record is there whole or not at all (its checksum says which); what
-//! follows the first broken one was never promised to anybody.
+//! `whole`: a small file that is replaced as a whole. `file`: the bytes. A record is there whole
+//! or not at all (its checksum says which); what follows the first broken one was never promised
+//! to anybody. `folding`: a large journal is folded beside what is written meanwhile, for who
+//! waits for a record does not wait for that.
 
 mod file;
+mod folding;
 mod whole;
 
 use std::path::{Path, PathBuf};
@@ -20,20 +23,23 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use tokio::sync::oneshot;
 
-use crate::heap;
 use file::File;
 pub use file::JournalError;
+use folding::Folding;
 pub use whole::replace_file;
 
 /// Bytes that are allocated at a time.
 pub const CHUNK: u64 = 4 << 20;
 
+/// Of the file that takes the journal's place when that is folded.
+const FOLDING: &str = "folding";
+
 /// The file is not folded below this size.
 const FOLD_AT_LEAST: u64 = 2 * CHUNK;
 
 /// Makes fewer records of many, which say the same: called with all records of the file when it
-/// has grown to twice of what was left last time.
-pub type Fold = fn(Vec<Vec<u8>>) -> Vec<Vec<u8>>;
+/// has grown to twice of what was left last time. What is written meanwhile stands behind them.
+pub type Fold = fn(&[&[u8]]) -> Vec<Vec<u8>>;
 
 /// A handle; clones share the file. The thread ends with the last of them, all written.
 #[derive(Debug, Clone)]
@@ -81,15 +87,18 @@ impl Journal {
     /// When it can't be read or made, or is of a later version of this program.
     pub fn open(dir: &Path, name: &str, fold: Fold) -> Result<(Self, Vec<Vec<u8>>), JournalError> {
         let path: PathBuf = dir.join(format!("{name}.journal"));
-        let (mut file, records) = File::open(&path)?;
-        let records = fold(records);
+        let (mut file, bytes) = File::open(&path)?;
+        let records = fold(&file::records(&bytes));
         file.replace(&records)?;
+        // Of a run that was killed meanwhile.
+        std::fs::remove_file(path.with_extension(FOLDING)).ok();
         let size = Arc::new(AtomicU64::new(file.len()));
         let (orders, receiver) = mpsc::channel();
         let writer = Writer {
             folded: file.len(),
             file,
             fold,
+            folding: None,
             size: size.clone(),
         };
         std::thread::Builder::new()
@@ -172,6 +181,8 @@ impl Journal {
 struct Writer {
     file: File,
     fold: Fold,
+    /// Under way.
+    folding: Option<Folding>,
     /// Size after the last folding.
     folded: u64,
     size: Arc<AtomicU64>,
@@ -213,8 +224,11 @@ impl Writer {
                 // Who has gone away needs no answer.
                 let _ = waiter.send(told.clone());
             }
+            self.size.store(self.file.len(), Ordering::Release);
             self.fold();
-            self.size.store(self.file.len(), Ordering::Relaxed);
+        }
+        if let Some(folding) = self.folding.take() {
+            folding.give_up();
         }
         if let Err(error) = self.file.sync() {
             tracing::error!(%error, "the local journal was not synced at the end");
@@ -226,21 +240,29 @@ impl Writer {
         if durable { self.file.sync() } else { Ok(()) }
     }
 
+    /// Begins to fold, or takes over what was folded meanwhile.
     fn fold(&mut self) {
-        if self.file.len() < FOLD_AT_LEAST.max(self.folded * 2) {
-            return;
-        }
-        let folded = self
-            .file
-            .records()
-            .and_then(|records| self.file.replace(&(self.fold)(records)));
-        if let Err(error) = folded {
+        let folded = match self.folding.take() {
+            Some(folding) if !folding.is_done() => {
+                self.folding = Some(folding);
+                return;
+            }
+            Some(folding) => folding.take_place_of(&mut self.file),
+            None if self.file.len() < FOLD_AT_LEAST.max(self.folded * 2) => return,
+            None => match Folding::begin(&self.file, &self.size, self.fold) {
+                Ok(begun) => {
+                    self.folding = Some(begun);
+                    return;
+                }
+                Err(error) => Err(error),
+            },
+        };
+        self.size.store(self.file.len(), Ordering::Release);
+        self.folded = folded.unwrap_or_else(|error| {
             tracing::warn!(%error, "the local journal can't be made smaller; it grows");
-        }
-        // After a failure as well: not again with the next record.
-        self.folded = self.file.len();
-        // All records were in memory for that.
-        heap::give_back();
+            // Not again with the next record.
+            self.file.len()
+        });
     }
 }
 

@@ -3,12 +3,12 @@
 use super::*;
 use std::os::unix::fs::FileExt;
 
-fn keep(records: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
-    records
+fn keep(records: &[&[u8]]) -> Vec<Vec<u8>> {
+    records.iter().map(|r| r.to_vec()).collect()
 }
 
-fn last_hundred(mut records: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
-    records.split_off(records.len().saturating_sub(100))
+fn last_hundred(records: &[&[u8]]) -> Vec<Vec<u8>> {
+    keep(&records[records.len().saturating_sub(100)..])
 }
 
 fn record(n: u32) -> Vec<u8> {
@@ -97,10 +97,82 @@ async fn it_is_folded_when_it_has_grown() {
         let batch = (0..1000).map(|n| format!("{k} {n} {}", "x".repeat(1000)).into_bytes());
         journal.append(batch.collect()).await.unwrap();
     }
-    assert!(journal.size() < 2 * FOLD_AT_LEAST, "{}", journal.size());
+    shrinks(&journal).await;
     let (_journal, found) = Journal::open(dir.path(), "t", last_hundred).unwrap();
     assert_eq!(found.len(), 100);
-    assert!(found.last().unwrap().starts_with(b"19 999 "));
+    assert!(found.iter().any(|r| r.starts_with(b"19 999 ")));
+}
+
+/// Writes until what was folded has taken the file's place.
+async fn shrinks(journal: &Journal) -> u32 {
+    for n in 0..10_000 {
+        if journal.size() < FOLD_AT_LEAST / 2 {
+            return n;
+        }
+        journal
+            .append(vec![format!("later {n}").into_bytes()])
+            .await
+            .unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    panic!("never folded, {} bytes", journal.size());
+}
+
+/// None but those of the test's own kind that matter, and it takes its time.
+fn slowly(records: &[&[u8]]) -> Vec<Vec<u8>> {
+    if records.len() > 1000 {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+    }
+    let counted = records.iter().filter(|r| !r.starts_with(b"x"));
+    counted.map(|r| r.to_vec()).collect()
+}
+
+#[tokio::test]
+async fn who_writes_while_it_is_folded_does_not_wait_and_is_not_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(dir.path(), "t", slowly).unwrap();
+    let filler = || vec![vec![b'x'; 1000]; 1000];
+    let large = || journal.size() >= FOLD_AT_LEAST;
+    while !large() {
+        journal.put(filler()).await.unwrap();
+    }
+    // It is under way now, and takes half a second: all of these are written before it ends.
+    let mut count = 0;
+    while large() {
+        journal.append(vec![record(count)]).await.unwrap();
+        count += 1;
+        // More than the folding leaves to the writer, so that it follows.
+        if count % 10 == 0 {
+            journal.put(filler()[..10].to_vec()).await.unwrap();
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    assert!(count > 20, "{count} were written beside it");
+    journal.append(vec![record(count)]).await.unwrap();
+    // As after kill -9, and with what such a run may leave.
+    std::fs::write(dir.path().join("t.folding"), b"half").unwrap();
+    let (_journal, found) = Journal::open(dir.path(), "t", slowly).unwrap();
+    assert_eq!(found, (0..=count).map(record).collect::<Vec<_>>());
+    assert!(!dir.path().join("t.folding").exists());
+}
+
+#[tokio::test]
+async fn a_folding_that_fails_leaves_the_journal_as_it_was() {
+    fn breaks(records: &[&[u8]]) -> Vec<Vec<u8>> {
+        assert!(records.len() < 1000, "a bug in what folds");
+        keep(records)
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(dir.path(), "t", breaks).unwrap();
+    for _ in 0..12 {
+        journal.put(vec![vec![b'x'; 1000]; 1000]).await.unwrap();
+    }
+    for n in 0..50 {
+        journal.append(vec![record(n)]).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    let (_journal, found) = Journal::open(dir.path(), "t", keep).unwrap();
+    assert_eq!(found.len(), 12_050);
 }
 
 #[test]

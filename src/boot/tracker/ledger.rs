@@ -63,7 +63,7 @@ impl Ledger {
     /// # Errors
     /// As the journal.
     pub fn open(dir: &Path) -> Result<(Self, Left), JournalError> {
-        let (journal, records) = Journal::open(dir, "boots", fold)?;
+        let (journal, records) = Journal::open(dir, "boots", |records| fold(records))?;
         let ledger = Self {
             journal,
             numbers: Arc::default(),
@@ -105,7 +105,10 @@ fn encode(entry: &Entry) -> Vec<u8> {
 /// What the records come to.
 #[derive(Default)]
 struct State {
+    /// Those that are open, as far as they are known.
     attempts: HashMap<Uuid, Attempt>,
+    /// The others.
+    ended: HashSet<Uuid>,
     sessions: HashMap<Uuid, BootSession>,
     events: HashMap<Uuid, Vec<BootEvent>>,
     rows: Vec<(u64, BootWrite)>,
@@ -115,19 +118,31 @@ struct State {
 impl State {
     fn take(&mut self, row: &BootWrite) {
         match row {
-            BootWrite::Attempt(a) => drop(self.attempts.insert(a.id, a.clone())),
-            BootWrite::Session(s) => drop(self.sessions.insert(s.id, s.clone())),
-            BootWrite::Event(e) => self.events.entry(e.session_id).or_default().push(e.clone()),
+            // All of it: a day has thousands of them.
+            BootWrite::Attempt(a) if a.ended_at.is_some() => {
+                self.attempts.remove(&a.id);
+                self.sessions.remove(&a.id);
+                self.events.remove(&a.id);
+                self.ended.insert(a.id);
+            }
+            BootWrite::Attempt(a) => {
+                self.ended.remove(&a.id);
+                self.attempts.insert(a.id, a.clone());
+            }
+            BootWrite::Session(s) if !self.ended.contains(&s.id) => {
+                self.sessions.insert(s.id, s.clone());
+            }
+            BootWrite::Event(e) if !self.ended.contains(&e.session_id) => {
+                self.events.entry(e.session_id).or_default().push(e.clone());
+            }
+            BootWrite::Session(_) | BootWrite::Event(_) => {}
             BootWrite::ClientBooted { .. } | BootWrite::ImageReports { .. } => {}
         }
     }
 
     /// In the order in which they began.
     fn open(&mut self) -> Vec<TrackedAttempt> {
-        let mut open: Vec<Attempt> = std::mem::take(&mut self.attempts)
-            .into_values()
-            .filter(|a| a.ended_at.is_none())
-            .collect();
+        let mut open: Vec<Attempt> = std::mem::take(&mut self.attempts).into_values().collect();
         open.sort_by_key(|a| (a.started_at, a.id));
         open.into_iter()
             .map(|a| {
@@ -139,20 +154,19 @@ impl State {
     }
 
     fn left(mut self) -> Left {
-        let over = self.attempts.values().filter(|a| a.ended_at.is_some());
         Left {
-            ended: over.map(|a| a.id).collect(),
             open: self.open(),
+            ended: self.ended,
             rows: self.rows.into_iter().map(|(_, row)| row).collect(),
             last: self.last,
         }
     }
 }
 
-fn read(records: &[Vec<u8>]) -> State {
+fn read<R: AsRef<[u8]>>(records: &[R]) -> State {
     let mut state = State::default();
     for record in records {
-        match rmp_serde::from_slice::<Entry>(record) {
+        match rmp_serde::from_slice::<Entry>(record.as_ref()) {
             Ok(Entry::Has(row)) => state.take(&row),
             Ok(Entry::Row(number, row)) => {
                 state.take(&row);
@@ -164,15 +178,15 @@ fn read(records: &[Vec<u8>]) -> State {
                 state.rows.retain(|(number, _)| *number > upto);
             }
             Err(error) => {
-                tracing::error!(%error, bytes = ?record, "a record of the journal of boots can't be read");
+                tracing::error!(%error, bytes = ?record.as_ref(), "a record of the journal of boots can't be read");
             }
         }
     }
     state
 }
 
-fn fold(records: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
-    let mut state = read(&records);
+fn fold<R: AsRef<[u8]>>(records: &[R]) -> Vec<Vec<u8>> {
+    let mut state = read(records);
     let rows = std::mem::take(&mut state.rows);
     let last = state.last;
     // What stands among the rows need not stand twice.
@@ -294,7 +308,7 @@ mod tests {
                 (1..).zip(&rows).map(|(n, row)| encode(&Entry::Row(n, row.clone()))).collect();
             records.push(encode(&Entry::Written(written.min(rows.len() as u64))));
             let plain = read(&records).left();
-            let folded = read(&fold(records)).left();
+            let folded = read(&fold(&records)).left();
             prop_assert_eq!(&plain.rows, &folded.rows);
             prop_assert_eq!(plain.last, folded.last);
             prop_assert_eq!(plain.open.len(), folded.open.len());
