@@ -5,15 +5,16 @@
 //! order, and only then struck out. Paying twice does no harm (a lease is one row), so a crash
 //! between the two needs no care. It asks PostgreSQL nothing: the committer does.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::pool::Book;
+use uuid::Uuid;
+
 use crate::journal::{Journal, JournalError};
-use crate::model::{Lease, LeaseState, MacAddr, Timestamp};
+use crate::model::{Hostname, Lease, LeaseState, MacAddr, Timestamp};
 
 /// More is not owed: some hours of a large site without its database.
 const MOST: usize = 1_000_000;
@@ -38,10 +39,10 @@ pub(super) enum Owed {
     End(Ending),
 }
 
-/// A record of the journal.
+/// A record of the journal. Known by their names, so that more of them can be added.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 enum Entry {
-    /// PostgreSQL has it.
+    /// PostgreSQL has it, as it was written up to November 2026.
     Has(Lease),
     /// It has no row of that address.
     Gone(Ipv4Addr),
@@ -49,6 +50,94 @@ enum Entry {
     Owes(Owed),
     /// It has all that was owed before.
     Paid,
+    /// PostgreSQL has it.
+    H(Packed),
+}
+
+/// A lease in numbers: there is one for each ACK, so that neither writing nor reading them is to
+/// cost much.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+struct Packed {
+    address: u32,
+    range_id: u128,
+    mac: u64,
+    client_identifier: Option<Vec<u8>>,
+    hostname: Option<Hostname>,
+    state: LeaseState,
+    /// Since 1970: seconds, and nanoseconds beyond them.
+    starts_at: (i64, u32),
+    length_seconds: u32,
+    relay_information: Option<Vec<u8>>,
+}
+
+impl From<&Lease> for Packed {
+    fn from(lease: &Lease) -> Self {
+        let [a, b, c, d, e, f] = lease.mac.0;
+        Self {
+            address: lease.address.to_bits(),
+            range_id: lease.range_id.as_u128(),
+            mac: u64::from_be_bytes([0, 0, a, b, c, d, e, f]),
+            client_identifier: lease.client_identifier.clone(),
+            hostname: lease.hostname.clone(),
+            state: lease.state,
+            starts_at: (
+                lease.starts_at.timestamp(),
+                lease.starts_at.timestamp_subsec_nanos(),
+            ),
+            length_seconds: lease.length_seconds,
+            relay_information: lease.relay_information.clone(),
+        }
+    }
+}
+
+impl Packed {
+    /// `None` for a time that there is not.
+    fn lease(self) -> Option<Lease> {
+        let [_, _, mac @ ..] = self.mac.to_be_bytes();
+        let (seconds, nanoseconds) = self.starts_at;
+        Some(Lease {
+            address: Ipv4Addr::from_bits(self.address),
+            range_id: Uuid::from_u128(self.range_id),
+            mac: MacAddr(mac),
+            client_identifier: self.client_identifier,
+            hostname: self.hostname,
+            state: self.state,
+            starts_at: Timestamp::from_timestamp(seconds, nanoseconds)?,
+            length_seconds: self.length_seconds,
+            relay_information: self.relay_information,
+        })
+    }
+}
+
+/// Leases by address; a machine has one address in each range, as in the pool's book.
+#[derive(Debug, Default)]
+struct Leases {
+    all: HashMap<Ipv4Addr, Lease>,
+    of: HashMap<(Uuid, MacAddr), Ipv4Addr>,
+}
+
+impl Leases {
+    fn put(&mut self, lease: Lease) {
+        let (address, machine) = (lease.address, (lease.range_id, lease.mac));
+        self.remove(address);
+        if lease.state != LeaseState::Declined
+            && let Some(old) = self.of.insert(machine, address)
+            && old != address
+        {
+            self.all.remove(&old);
+        }
+        self.all.insert(address, lease);
+    }
+
+    fn remove(&mut self, address: Ipv4Addr) {
+        let Some(old) = self.all.remove(&address) else {
+            return;
+        };
+        let machine = (old.range_id, old.mac);
+        if self.of.get(&machine) == Some(&address) {
+            self.of.remove(&machine);
+        }
+    }
 }
 
 /// See the file.
@@ -75,14 +164,14 @@ impl Ledger {
     /// Opens it under that directory; gives back the leases as they were known last.
     pub(super) fn open(dir: &Path) -> Result<(Self, Vec<Lease>), JournalError> {
         let (journal, records) = Journal::open(dir, "leases", |records| fold(records))?;
-        let (mut book, owed) = read(&records);
-        owed.iter().for_each(|one| apply(&mut book, one));
+        let (mut leases, owed) = read(&records);
+        owed.iter().for_each(|one| apply(&mut leases, one));
         let ledger = Self {
             journal,
             count: AtomicUsize::new(owed.len()),
             owed: Mutex::new(owed.into()),
         };
-        Ok((ledger, book.leases().cloned().collect()))
+        Ok((ledger, leases.all.into_values().collect()))
     }
 
     /// How much is owed.
@@ -141,14 +230,14 @@ impl Ledger {
     /// PostgreSQL has these, which are to be acknowledged now: a server that is killed and starts
     /// again without PostgreSQL must know them, or it gives their addresses away.
     pub(super) async fn stored(&self, leases: &[&Lease]) {
-        let entries = (leases.iter()).map(|l| encode(&Entry::Has((*l).clone())));
+        let entries = (leases.iter()).map(|l| encode(&Entry::H((*l).into())));
         // A journal that can't be written has said so, and PostgreSQL has them.
         self.journal.put(entries.collect()).await.ok();
     }
 
     /// PostgreSQL has these.
     pub(super) fn has<'a>(&self, leases: impl IntoIterator<Item = &'a Lease>) {
-        let entries = leases.into_iter().map(|l| encode(&Entry::Has(l.clone())));
+        let entries = leases.into_iter().map(|l| encode(&Entry::H(l.into())));
         self.journal.note(entries.collect());
     }
 
@@ -163,14 +252,13 @@ impl Ledger {
     }
 }
 
-/// What is owed, put into the book.
-fn apply(book: &mut Book, owed: &Owed) {
+/// What is owed, as if it were paid.
+fn apply(leases: &mut Leases, owed: &Owed) {
     match owed {
-        Owed::Put(lease) => book.put(lease.clone()),
+        Owed::Put(lease) => leases.put(lease.clone()),
         Owed::End(ending) => {
-            let lease = book
-                .lease_at(ending.address)
-                .filter(|l| l.mac == ending.mac);
+            let lease = leases.all.get(&ending.address);
+            let lease = lease.filter(|l| l.mac == ending.mac);
             let Some(mut lease) = lease.cloned() else {
                 return;
             };
@@ -179,7 +267,7 @@ fn apply(book: &mut Book, owed: &Owed) {
                 lease.starts_at = ending.at;
                 lease.length_seconds = ending.length_seconds;
             }
-            book.put(lease);
+            leases.put(lease);
         }
     }
 }
@@ -190,28 +278,29 @@ fn encode(entry: &Entry) -> Vec<u8> {
 }
 
 /// What PostgreSQL has by the records, and what is owed beyond that.
-fn read<R: AsRef<[u8]>>(records: &[R]) -> (Book, Vec<Owed>) {
-    let mut book = Book::default();
+fn read<R: AsRef<[u8]>>(records: &[R]) -> (Leases, Vec<Owed>) {
+    let mut leases = Leases::default();
     let mut owed: Vec<Owed> = Vec::new();
     for record in records {
         match rmp_serde::from_slice::<Entry>(record.as_ref()) {
-            Ok(Entry::Has(lease)) => book.put(lease),
-            Ok(Entry::Gone(address)) => book.remove(address),
+            Ok(Entry::H(packed)) => packed.lease().into_iter().for_each(|l| leases.put(l)),
+            Ok(Entry::Has(lease)) => leases.put(lease),
+            Ok(Entry::Gone(address)) => leases.remove(address),
             Ok(Entry::Owes(one)) => owed.push(one),
-            Ok(Entry::Paid) => owed.drain(..).for_each(|one| apply(&mut book, &one)),
+            Ok(Entry::Paid) => owed.drain(..).for_each(|one| apply(&mut leases, &one)),
             Err(error) => {
                 tracing::error!(%error, bytes = ?record.as_ref(), "a record of the lease journal can't be read");
             }
         }
     }
-    (book, owed)
+    (leases, owed)
 }
 
 fn fold<R: AsRef<[u8]>>(records: &[R]) -> Vec<Vec<u8>> {
-    let (book, owed) = read(records);
-    let mut leases: Vec<&Lease> = book.leases().collect();
-    leases.sort_by_key(|lease| lease.address);
-    let has = leases.into_iter().map(|l| encode(&Entry::Has(l.clone())));
+    let (leases, owed) = read(records);
+    let mut leases: Vec<Lease> = leases.all.into_values().collect();
+    leases.sort_unstable_by_key(|lease| lease.address);
+    let has = leases.iter().map(|l| encode(&Entry::H(l.into())));
     has.chain(owed.into_iter().map(|o| encode(&Entry::Owes(o))))
         .collect()
 }
@@ -222,6 +311,7 @@ mod tests {
     use proptest::prelude::*;
     use uuid::Uuid;
 
+    use super::super::pool::Book;
     use super::*;
 
     fn lease(mac: u8, address: u8, at: i64) -> Lease {
@@ -232,9 +322,24 @@ mod tests {
             client_identifier: Some(vec![1, 2, 3]),
             hostname: "pc-1".parse().ok(),
             state: LeaseState::Active,
-            starts_at: Timestamp::UNIX_EPOCH + TimeDelta::seconds(at),
+            starts_at: Timestamp::UNIX_EPOCH + TimeDelta::nanoseconds(at * 1_000_000_007 - 5),
             length_seconds: 60,
             relay_information: None,
+        }
+    }
+
+    #[test]
+    fn a_lease_is_packed_without_loss() {
+        let mut one = lease(0xfe, 255, -3);
+        one.range_id = Uuid::from_u128(u128::MAX - 7);
+        one.relay_information = Some(vec![0, 255]);
+        one.length_seconds = Lease::INFINITE;
+        let record = encode(&Entry::H((&one).into()));
+        let was = encode(&Entry::Has(one.clone()));
+        assert!(record.len() < was.len(), "{} {}", record.len(), was.len());
+        for record in [record, was] {
+            let (leases, _) = read(&[record]);
+            assert_eq!(leases.all.into_values().collect::<Vec<_>>(), [one.clone()]);
         }
     }
 
@@ -300,6 +405,7 @@ mod tests {
         let any_lease = || (0..6_u8, 0..6_u8, 0..100_i64).prop_map(|(m, a, t)| lease(m, a, t));
         prop_oneof![
             any_lease().prop_map(Entry::Has),
+            any_lease().prop_map(|l| Entry::H((&l).into())),
             (0..6_u8).prop_map(|a| Entry::Gone(Ipv4Addr::new(10, 0, 0, a))),
             any_lease().prop_map(|l| Entry::Owes(Owed::Put(l))),
             (0..6_u8, 0..6_u8).prop_map(|(m, a)| Entry::Owes(Owed::End(released(m, a)))),
@@ -311,11 +417,27 @@ mod tests {
         #[test]
         fn folding_changes_nothing(entries in prop::collection::vec(entry(), 0..40)) {
             let records: Vec<Vec<u8>> = entries.iter().map(encode).collect();
-            let (book, owed) = read(&records);
-            let (folded_book, folded_owed) = read(&fold(&records));
+            let (leases, owed) = read(&records);
+            let (folded, folded_owed) = read(&fold(&records));
+            // As the pool's book takes them.
+            let mut book = Book::default();
+            for record in &records {
+                match rmp_serde::from_slice(record).unwrap() {
+                    Entry::H(packed) => book.put(packed.lease().unwrap()),
+                    Entry::Has(lease) => book.put(lease),
+                    Entry::Gone(address) => book.remove(address),
+                    _ => {}
+                }
+            }
+            if !entries.iter().any(|e| matches!(e, Entry::Paid)) {
+                prop_assert_eq!(
+                    sorted(book.leases().cloned().collect()),
+                    sorted(leases.all.values().cloned().collect())
+                );
+            }
             prop_assert_eq!(
-                sorted(book.leases().cloned().collect()),
-                sorted(folded_book.leases().cloned().collect())
+                sorted(leases.all.into_values().collect()),
+                sorted(folded.all.into_values().collect())
             );
             prop_assert_eq!(owed, folded_owed);
             prop_assert_eq!(fold(&fold(&records)), fold(&records));

@@ -37,6 +37,7 @@ impl Folding {
         let thread = Builder::new()
             .name("journal-fold".to_owned())
             .spawn(move || {
+                step_back();
                 let draft = draft(&source, &size, fold);
                 // All records were in memory for that.
                 heap::give_back();
@@ -63,6 +64,16 @@ impl Folding {
         draft.follow(journal, journal.len())?;
         journal.give_place_to(draft.file)?;
         Ok(draft.folded)
+    }
+}
+
+/// Nobody waits for it: the others have the processor first.
+fn step_back() {
+    // SAFETY: it takes numbers. On Linux it is of the calling thread alone.
+    #[expect(unsafe_code, reason = "setpriority has no safe wrapper")]
+    let refused = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) } != 0;
+    if refused {
+        tracing::debug!("a journal is folded at the usual priority");
     }
 }
 

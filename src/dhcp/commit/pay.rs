@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{BATCH, Committer, PAY_AGAIN};
+use super::{Committer, PAY_AGAIN};
 use crate::catalog::CatalogError;
 use crate::dhcp::ledger::Owed;
 use crate::model::Lease;
@@ -17,7 +17,7 @@ use crate::model::Lease;
 const NAMED: u64 = 5;
 
 /// What is owed is paid in such batches, however long each takes.
-const PAYMENT: (usize, Duration) = (BATCH, Duration::from_secs(60));
+const PAYMENT: (usize, Duration) = (512, Duration::from_secs(60));
 
 impl<T: Send + 'static> Committer<T> {
     /// Pays what is owed whenever the database is there, until cancelled; then once more.
