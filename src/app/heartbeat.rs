@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::cache::Cache;
 use crate::catalog::{Catalog, CatalogError};
-use crate::clock::Clock;
+use crate::clock::{Clock, JUMP};
 use crate::model::Contact;
 
 /// How often.
@@ -48,16 +48,39 @@ fn reached_at(listener: SocketAddr) -> Vec<Ipv4Addr> {
     }
 }
 
-/// Registers this server, and takes PostgreSQL's time as ours.
-pub(super) async fn once(catalog: &Catalog, clock: &Clock, who: &Who) -> Result<(), CatalogError> {
+/// Takes PostgreSQL's time as ours: at once where nothing was done by ours so far, or where it
+/// differs by little. If its clock was set meanwhile, the DHCP server moves the leases first.
+async fn learn(catalog: &Catalog, clock: &Clock, at_work: bool) -> Result<(), CatalogError> {
     let (authority, round_trip) = catalog.health_check().await?;
-    let shift = clock.learn(authority, round_trip);
+    let shift = clock.differs(authority, round_trip);
+    if at_work && shift.abs() > JUMP {
+        if clock.held_back().is_none() {
+            tracing::warn!(
+                seconds = shift.num_seconds(),
+                "the database's clock was set; leases are moved with it"
+            );
+        }
+        clock.hold_back(shift);
+        return Ok(());
+    }
+    clock.shift(shift);
     if shift.abs() > WORTH_SAYING {
         tracing::warn!(
             seconds = shift.num_seconds(),
             "this machine's clock differs from the database's, which is taken"
         );
     }
+    Ok(())
+}
+
+/// Registers this server, and takes PostgreSQL's time as ours; `at_work`: it served before.
+pub(super) async fn once(
+    catalog: &Catalog,
+    clock: &Clock,
+    who: &Who,
+    at_work: bool,
+) -> Result<(), CatalogError> {
+    learn(catalog, clock, at_work).await?;
     let of_host = || {
         nix::unistd::gethostname().map_or_else(
             |_| "unnamed".to_owned(),
@@ -80,7 +103,7 @@ pub(super) async fn beat(
 ) {
     loop {
         let beaten = async {
-            once(&catalog, &clock, &who).await?;
+            once(&catalog, &clock, &who, true).await?;
             let contact = who.contact(&fingerprint);
             catalog.publish_contact(who.id, &contact).await?;
             cache.refresh_site().await

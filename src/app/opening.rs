@@ -173,7 +173,7 @@ async fn bring_up(catalog: &Catalog, clock: &Clock, who: &Who) -> anyhow::Result
         .run_migrations()
         .await
         .context("bringing the catalog up to date")?;
-    heartbeat::once(catalog, clock, who)
+    heartbeat::once(catalog, clock, who, false)
         .await
         .context("registering this server")
 }

@@ -28,6 +28,7 @@ pub mod embedded;
 mod error;
 mod image_checks;
 mod images;
+mod jumps;
 mod leases;
 mod listen;
 mod load;

@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +37,7 @@ use super::metrics::DhcpMetrics;
 use super::pool::Book;
 use crate::boot::tracker::Tracker;
 use crate::catalog::{Catalog, CatalogError};
+use crate::clock::Clock;
 use crate::model::Lease;
 
 /// Leases in one transaction, at most: their ACKs leave together, and the buffers that they meet
@@ -63,7 +65,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const HEDGE: Duration = Duration::from_millis(150);
 
 /// An address that the database refuses without having a lease of it is left alone for so long.
-const ASIDE: chrono::TimeDelta = chrono::TimeDelta::seconds(15);
+const ASIDE: TimeDelta = TimeDelta::seconds(15);
 
 /// Between two tries to pay.
 const PAY_AGAIN: Duration = Duration::from_secs(1);
@@ -90,6 +92,8 @@ pub(super) enum Operation<T> {
     Reread(Vec<Ipv4Addr>, Waiting),
     /// Anybody may have written anything.
     RereadAll(Waiting),
+    /// The database's clock was set: leases are moved with it.
+    FollowClock,
 }
 
 /// What became of a lease.
@@ -109,6 +113,7 @@ pub(super) type Report<T> = Arc<dyn Fn(Vec<(T, Verdict)>) + Send + Sync>;
 /// The committer; cheap to clone into its tasks.
 pub(super) struct Committer<T> {
     pub(super) catalog: Catalog,
+    pub(super) clock: Clock,
     pub(super) server_id: Uuid,
     pub(super) book: Arc<Mutex<Book>>,
     pub(super) metrics: DhcpMetrics,
@@ -129,6 +134,7 @@ impl<T> Clone for Committer<T> {
     fn clone(&self) -> Self {
         Self {
             catalog: self.catalog.clone(),
+            clock: self.clock.clone(),
             server_id: self.server_id,
             book: self.book.clone(),
             metrics: self.metrics.clone(),
@@ -214,7 +220,7 @@ impl<T: Send + 'static> Committer<T> {
                         uncertain |= done.health == Health::Uncertain;
                     }
                 }
-                _ = look.tick(), if uncertain && open => {}
+                _ = look.tick(), if open => {}
                 _ = watch.tick(), if !running.is_empty() => {
                     stuck = begun == seen;
                     seen = begun;
@@ -228,8 +234,13 @@ impl<T: Send + 'static> Committer<T> {
                     open = false;
                 }
             }
+            let jumped = self.clock.held_back().is_some() && !line.follows_clock();
+            uncertain |= jumped;
             if uncertain && open && !self.catalog.is_away() && !self.ledger.owes() {
                 uncertain = false;
+                if jumped {
+                    line.waiting.push_back(Operation::FollowClock);
+                }
                 line.waiting.push_back(Operation::RereadAll(None));
             }
             while running.is_empty()
@@ -268,6 +279,7 @@ impl<T: Send + 'static> Committer<T> {
                 self.reread(&addresses).await.told(waiting)
             }
             Task::Other(Operation::RereadAll(waiting)) => self.reread_all().await.told(waiting),
+            Task::Other(Operation::FollowClock) => self.follow_clock().await,
             Task::Other(Operation::Store {
                 lease,
                 sure,
@@ -520,6 +532,46 @@ impl<T: Send + 'static> Committer<T> {
     /// does not answer.
     pub(super) async fn read_all(&self) -> bool {
         self.pay().await && self.reread_all().await == Health::Good
+    }
+
+    /// Moves the leases with the database's clock, then takes its time; alone.
+    async fn follow_clock(&self) -> Health {
+        let Some(shift) = self.clock.held_back() else {
+            return Health::Good;
+        };
+        if self.must_owe() {
+            return Health::Uncertain;
+        }
+        let seconds = shift.as_seconds_f64();
+        let moved = self
+            .in_time(
+                self.catalog
+                    .follow_clock(self.server_id, seconds, self.clock.now()),
+            )
+            .await;
+        match moved {
+            Ok(moved) => {
+                tracing::warn!(
+                    leases = moved,
+                    seconds,
+                    "leases were moved with the database's clock"
+                );
+                let mut book = lock(&self.book);
+                // Whoever looks at both in between takes leases for longer than they are.
+                if shift > TimeDelta::zero() {
+                    book.shift(shift);
+                    self.clock.shift(shift);
+                } else {
+                    self.clock.shift(shift);
+                    book.shift(shift);
+                }
+                Health::Good
+            }
+            Err(error) => {
+                tracing::warn!(%error, "leases could not be moved with the database's clock");
+                Health::Uncertain
+            }
+        }
     }
 
     /// Reads every lease; alone, so that none is written meanwhile by us.

@@ -179,6 +179,7 @@ impl DhcpServer {
         };
         let committer = Committer {
             catalog,
+            clock: core.clock.clone(),
             server_id: options.server_id,
             book,
             metrics,

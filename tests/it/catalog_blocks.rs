@@ -252,3 +252,50 @@ async fn leases_of_a_server_that_lie_in_no_block_are_found() {
     let outside = two.catalog.leases_outside_blocks(two.a).await.unwrap();
     assert_eq!(outside, [two.pool(100, 100).first]);
 }
+
+/// The clock went forward by an hour, and the first server moved what was written before; the
+/// second, which notices later, moves what it wrote meanwhile by the old time.
+#[tokio::test]
+async fn a_clock_that_was_set_moves_each_lease_once() {
+    let two = Two::new().await;
+    let new = now();
+    let old = |seconds: i64| new - TimeDelta::hours(1) + TimeDelta::seconds(seconds);
+    let given = |n: u8, at| Lease {
+        starts_at: at,
+        ..lease(&two.lab, n, mac(u32::from(n)))
+    };
+    let store = async |server, n, at| {
+        let stored = two.catalog.commit_leases(&[given(n, at)], server).await;
+        assert_eq!(stored.unwrap(), [true]);
+    };
+    store(two.a, 11, old(-600)).await;
+    store(two.b, 12, old(-600)).await;
+    let follow = async |server, before| {
+        let moved = two.catalog.follow_clock(server, 3600.0, before).await;
+        moved.unwrap()
+    };
+    assert_eq!(follow(two.a, old(0)).await, 2);
+    // It has not noticed yet.
+    store(two.b, 13, old(3)).await;
+    store(two.a, 14, new).await;
+    assert_eq!(follow(two.b, old(5)).await, 1);
+    assert_eq!(follow(two.b, old(5)).await, 0, "again, after a failure");
+    let mut rows = two.catalog.list_leases(None).await.unwrap();
+    rows.sort_by_key(|l| l.address);
+    let ages: Vec<i64> = rows
+        .iter()
+        .map(|l| (new - l.starts_at).num_seconds())
+        .collect();
+    assert_eq!(ages, [600, 600, -3, 0]);
+    // The same shift much later is another jump; backwards, leases that seem to begin later
+    // are those of before.
+    two.sql("UPDATE clock_jumps SET noticed_at = noticed_at - interval '1 day'")
+        .await;
+    let moved = two
+        .catalog
+        .follow_clock(two.a, -3600.0, new + TimeDelta::seconds(9))
+        .await;
+    assert_eq!(moved.unwrap(), 4);
+    let jumps = two.db.text("SELECT count(*)::text FROM clock_jumps").await;
+    assert_eq!(jumps.as_deref(), Some("2"));
+}

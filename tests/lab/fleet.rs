@@ -13,6 +13,7 @@ use std::process::{Child, Command, Output, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::clocks;
 use crate::exports::PYTHON;
 use crate::history::{History, Row};
 use crate::net::{Lab, finish, output};
@@ -130,6 +131,7 @@ impl<'a> Database<'a> {
             .lab
             .command_in(&self.lab.namespace("db"), "setpriv", user);
         command
+            .args(clocks::words(self.lab))
             .arg(self.programs.join(name))
             .arg("-D")
             .arg(home.join("data"))

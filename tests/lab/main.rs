@@ -12,7 +12,7 @@
 //! - [`histories`]: four servers on one database under every harm, judged by [`history`];
 //!   [`fleet`]: these servers, their database and its clients
 //! - [`outage`]: boots while the database hangs, and a start without it; [`outages`]: boots for as long
-//!   as it is stopped, hung, full, or refuses
+//!   as it is stopped, hung, full, or refuses; [`clocks`]: the clock is set
 //! - [`zfs`]: the `zfs` backend on real OpenZFS
 //!
 //! A failed test leaves its logs, capture and console under `target/tmp/lab/NAME`.
@@ -25,6 +25,7 @@
 mod boots;
 mod canaries;
 mod capture;
+mod clocks;
 mod crashes;
 mod crowds;
 mod disks;

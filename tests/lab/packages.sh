@@ -24,6 +24,8 @@ packages=(
     libiscsi-bin libnbd-bin python3-libnbd nbdkit fio tgt
     # peers
     dnsmasq-base isc-dhcp-client isc-dhcp-relay udhcpc kea-admin tftp-hpa atftp wget python3-scapy
+    # clocks that are set while programs run
+    libfaketime
     # to check docker-compose.yml
     docker-compose
 )

@@ -52,12 +52,18 @@ impl<T> Operation<T> {
             Self::End(ending) => vec![Key::Machine(ending.mac), Key::Address(ending.address)],
             Self::Quarantine(lease) => vec![Key::Address(lease.address)],
             Self::Reread(addresses, _) => addresses.iter().copied().map(Key::Address).collect(),
-            Self::RereadAll(_) => vec![Key::Everything],
+            Self::RereadAll(_) | Self::FollowClock => vec![Key::Everything],
         }
     }
 }
 
 impl<T> Line<T> {
+    /// Such an operation waits, or may be under way.
+    pub(super) fn follows_clock(&self) -> bool {
+        let follows = |o: &Operation<T>| matches!(o, Operation::FollowClock);
+        self.busy.contains(&Key::Everything) || self.waiting.iter().any(follows)
+    }
+
     /// The next piece of work that disturbs no other: all leases that may be stored now, or
     /// else one operation of another kind.
     pub(super) fn next(&mut self, idle: bool) -> Option<Job<T>> {
@@ -72,7 +78,7 @@ impl<T> Line<T> {
         let mut kept = VecDeque::with_capacity(self.waiting.len());
         let mut other = None;
         while let Some(operation) = self.waiting.pop_front() {
-            if matches!(operation, Operation::RereadAll(_)) {
+            if matches!(operation, Operation::RereadAll(_) | Operation::FollowClock) {
                 if idle && batch.is_empty() && kept.is_empty() {
                     batch_keys = operation.keys();
                     self.busy.extend(&batch_keys);

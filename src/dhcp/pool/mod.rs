@@ -208,6 +208,33 @@ impl Book {
         self.refile(address);
     }
 
+    /// The clock was set: whatever ends goes on for as long as it would have.
+    pub fn shift(&mut self, by: TimeDelta) {
+        let moved = |at: Timestamp| at.checked_add_signed(by).unwrap_or(at);
+        for lease in self.leases.values_mut() {
+            lease.starts_at = moved(lease.starts_at);
+        }
+        for offer in self.offers.values_mut() {
+            offer.until = moved(offer.until);
+        }
+        self.offer_ends = (self.offers.iter())
+            .map(|(address, offer)| (offer.until, *address))
+            .collect();
+        for at in (self.strangers.values_mut())
+            .chain(self.probed.values_mut())
+            .chain(self.asked.values_mut())
+        {
+            *at = moved(*at);
+        }
+        // Made anew when they are asked for.
+        self.indexes.clear();
+        let all: HashSet<Ipv4Addr> = (self.leases.keys())
+            .chain(self.offers.keys())
+            .copied()
+            .collect();
+        all.into_iter().for_each(|address| self.refile(address));
+    }
+
     /// Forgets an address (its row is gone).
     pub fn remove(&mut self, address: Ipv4Addr) {
         self.forget(address);
@@ -245,14 +272,15 @@ impl Book {
         }
         let offered = self.offer_of.get(&key).copied();
         let requested = self.standing(range, asker, lease.as_ref(), offered, now);
-        // Who has an address, or has been offered one, takes no other.
+        // Who has an address, or has been offered one, takes no other. A session alone counts for
+        // nothing: it begins with a packet that was refused.
         let has_one = offered.is_some()
-            || (lease.as_ref()).is_some_and(|l| l.state == LeaseState::Active && l.lasts(now));
+            || (lease.as_ref())
+                .filter(|l| l.state == LeaseState::Active)
+                .is_some_and(|l| l.lasts(now) || (asker.is_live)(asker.mac));
         let size = self.count(range.id, Index::size);
-        let over_share = !asker.is_known
-            && !has_one
-            && !(asker.is_live)(asker.mac)
-            && self.shares.used_up(range.id, size, asker.relay, now);
+        let over_share =
+            !asker.is_known && !has_one && self.shares.used_up(range.id, size, asker.relay, now);
         AddressFacts {
             over_share,
             cut_off: self.claims.is_some() && asker.reach == Reach::Own,

@@ -476,11 +476,25 @@ fn strangers_get_nothing_beyond_their_share() {
         !world.look(&range, mac(1), None, 0).over_share,
         "it has one"
     );
+    // Whoever is refused twice in one boot has a session, and no address by that; a machine that
+    // boots keeps the one that it had when it was switched on.
     let mut live = World {
-        live: HashSet::from([mac(18)]),
+        live: HashSet::from([mac(18), mac(1)]),
         ..world
     };
-    assert!(!live.look(&range, mac(18), None, 0).over_share);
+    assert!(live.look(&range, mac(18), None, 0).over_share);
+    assert!(live.look(&range, mac(18), None, 599).over_share);
+    live.take(&range, mac(1), 590, 5);
+    for n in 2..18 {
+        live.take(&range, mac(n), 590, 600);
+    }
+    live.take(&range, mac(98), 597, 600);
+    assert!(live.look(&range, mac(18), None, 598).over_share);
+    assert!(!live.look(&range, mac(1), None, 598).over_share, "it lives");
+    for n in 2..18 {
+        live.take(&range, mac(n), 598, 2);
+    }
+    live.take(&range, mac(98), 598, 2);
     live.live.clear();
     // Registered machines take from the rest, and leave the strangers' share as it is.
     live.take(&range, mac(99), 0, 600);
@@ -572,5 +586,45 @@ fn a_whole_16_is_handed_out() {
     world.live.clear();
     for n in 0..1_000 {
         assert!(world.pick(&range, mac(80_000 + n), 602).is_some());
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_changes_nothing() {
+    let range = small("10.0.0.100", "10.0.0.109");
+    let world = || {
+        let mut world = World {
+            book: Book::new(90, std::sync::Arc::new(|_| false)),
+            ..World::default()
+        };
+        for n in 0..6 {
+            world.take(&range, mac(n), 0, 100 + 100 * u32::from(n));
+        }
+        let offered = world.pick(&range, mac(6), 5).unwrap();
+        assert!(world.book.hold(range.id, mac(6), offered, at(250)));
+        let used = world.pick(&range, mac(7), 5).unwrap();
+        world.book.probed_used(used, at(350));
+        let free = world.pick(&range, mac(7), 5).unwrap();
+        world.book.probed_free(free, at(5));
+        world
+    };
+    for by in [3_600, -3_600, 315_360_000, -315_360_000] {
+        // Just before and after each end.
+        for now in (0..=7).flat_map(|n| [99 + 50 * n, 100 + 50 * n]) {
+            let (mut as_it_was, mut moved) = (world(), world());
+            moved.book.shift(TimeDelta::seconds(by));
+            for n in 0..10 {
+                let mut a = as_it_was.look(&range, mac(n), None, now);
+                let b = moved.look(&range, mac(n), None, now + by);
+                if let Some(lease) = &mut a.lease {
+                    lease.starts_at += TimeDelta::seconds(by);
+                }
+                assert_eq!(a, b, "machine {n} at {now}, moved by {by}");
+            }
+            assert_eq!(
+                as_it_was.book.usage(&range, at(now)),
+                moved.book.usage(&range, at(now + by))
+            );
+        }
     }
 }
