@@ -598,7 +598,7 @@ fn a_clock_that_is_set_changes_nothing() {
             ..World::default()
         };
         for n in 0..6 {
-            world.take(&range, mac(n), 0, 100 + 100 * u32::from(n));
+            world.take(&range, mac(n), 0, 100 + 100 * n);
         }
         let offered = world.pick(&range, mac(6), 5).unwrap();
         assert!(world.book.hold(range.id, mac(6), offered, at(250)));
