@@ -194,6 +194,7 @@ impl<T: Send + 'static> Committer<T> {
         let (mut begun, mut seen, mut stuck) = (0_u64, 0, false);
         let mut watch = tokio::time::interval(HEDGE);
         watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut looked = false;
         let mut look = tokio::time::interval(PAY_AGAIN);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while open || !running.is_empty() || !line.waiting.is_empty() {
@@ -221,7 +222,7 @@ impl<T: Send + 'static> Committer<T> {
                         uncertain |= done.health == Health::Uncertain;
                     }
                 }
-                _ = look.tick(), if open => {}
+                _ = look.tick(), if open => looked = true,
                 _ = watch.tick(), if !running.is_empty() => {
                     stuck = begun == seen;
                     seen = begun;
@@ -235,7 +236,9 @@ impl<T: Send + 'static> Committer<T> {
                     open = false;
                 }
             }
-            let jumped = self.clock.held_back().is_some() && !line.follows_clock();
+            // Not more often than we look: the database may refuse it.
+            let jumped = looked && self.clock.held_back().is_some() && !line.follows_clock();
+            looked = false;
             uncertain |= jumped;
             if uncertain && open && !self.catalog.is_away() && !self.ledger.owes() {
                 uncertain = false;

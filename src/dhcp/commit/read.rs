@@ -2,11 +2,16 @@
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use chrono::TimeDelta;
 
 use super::{Committer, Health, lock};
+use crate::catalog::CatalogError;
 use crate::model::Lease;
+
+/// For as long as that all leases may take to be moved; nothing else is stored meanwhile.
+const MOVING: Duration = Duration::from_secs(30);
 
 impl<T: Send + 'static> Committer<T> {
     pub(super) async fn reread(&self, addresses: &[Ipv4Addr]) -> Health {
@@ -54,12 +59,12 @@ impl<T: Send + 'static> Committer<T> {
             return Health::Uncertain;
         }
         let seconds = shift.as_seconds_f64();
-        let moved = self
-            .in_time(
-                self.catalog
-                    .follow_clock(self.server_id, seconds, self.clock.now()),
-            )
-            .await;
+        let moving = self
+            .catalog
+            .follow_clock(self.server_id, seconds, self.clock.now());
+        let moved = tokio::time::timeout(MOVING, moving)
+            .await
+            .unwrap_or_else(|_| Err(CatalogError::Unavailable("no answer in time".to_owned())));
         match moved {
             Ok(moved) => {
                 tracing::warn!(
