@@ -209,6 +209,11 @@ impl File {
         Ok(draft)
     }
 
+    /// Removes such a file, if there is one.
+    pub(super) fn forget(&self, extension: &str) {
+        std::fs::remove_file(self.path.with_extension(extension)).ok();
+    }
+
     /// A crash leaves this one or that one.
     pub(super) fn give_place_to(&mut self, mut draft: Self) -> Result<(), JournalError> {
         draft.take_place(&self.path)?;

@@ -91,7 +91,7 @@ impl Journal {
         let records = fold(&file::records(&bytes));
         file.replace(&records)?;
         // Of a run that was killed meanwhile.
-        std::fs::remove_file(path.with_extension(FOLDING)).ok();
+        file.forget(FOLDING);
         let size = Arc::new(AtomicU64::new(file.len()));
         let (orders, receiver) = mpsc::channel();
         let writer = Writer {
