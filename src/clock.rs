@@ -2,8 +2,8 @@
 //!
 //! [`Clock::now`] is wall-clock time that was right once and has since advanced by the
 //! monotonic clock: a wall clock that is set, forwards or back, moves no lease and ends no
-//! session. PostgreSQL's clock is the authority between servers: [`Clock::learn`] takes its
-//! time, and only ever shifts the whole scale at once. Where that clock was set ([`JUMP`]) what
+//! session. PostgreSQL's clock is the authority between servers: [`Clock::shift`] takes its
+//! time, and only ever moves the whole scale at once. Where that clock was set ([`JUMP`]) what
 //! it would end has to be moved first, by those who hold it: [`Clock::hold_back`].
 
 use std::sync::Arc;
@@ -64,15 +64,7 @@ impl Clock {
         Timestamp::from_timestamp_micros(micros).unwrap_or(Timestamp::MAX_UTC)
     }
 
-    /// Takes the authority's time as ours; returns by how much the scale moved (positive:
-    /// the authority is ahead). `round_trip` is how long the question took.
-    pub fn learn(&self, authority: Timestamp, round_trip: Duration) -> chrono::TimeDelta {
-        let shift = self.differs(authority, round_trip);
-        self.shift(shift);
-        shift
-    }
-
-    /// By how much [`Clock::learn`] would move the scale.
+    /// By how much the authority is ahead of us. `round_trip` is how long the question took.
     #[must_use]
     pub fn differs(&self, authority: Timestamp, round_trip: Duration) -> chrono::TimeDelta {
         let half = chrono::TimeDelta::from_std(round_trip / 2).unwrap_or_default();
@@ -131,7 +123,8 @@ mod tests {
     fn learning_moves_the_scale_once() {
         let clock = Clock::system();
         let ahead = clock.now() + chrono::TimeDelta::hours(1);
-        let shift = clock.learn(ahead, Duration::ZERO);
+        let shift = clock.differs(ahead, Duration::ZERO);
+        clock.shift(shift);
         assert!(shift > chrono::TimeDelta::minutes(59));
         assert!(clock.clone().now() >= ahead);
     }

@@ -194,10 +194,10 @@ impl<T: Send + 'static> Committer<T> {
         let (mut begun, mut seen, mut stuck) = (0_u64, 0, false);
         let mut watch = tokio::time::interval(HEDGE);
         watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut looked = false;
         let mut look = tokio::time::interval(PAY_AGAIN);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while open || !running.is_empty() || !line.waiting.is_empty() {
+            let mut jumped = false;
             let room = running.len() < LANES && line.waiting.len() < BATCH;
             tokio::select! {
                 count = operations.recv_many(&mut taken, BATCH), if open && room => {
@@ -222,7 +222,10 @@ impl<T: Send + 'static> Committer<T> {
                         uncertain |= done.health == Health::Uncertain;
                     }
                 }
-                _ = look.tick(), if open => looked = true,
+                // A jump not more often: the database may refuse to follow it.
+                _ = look.tick(), if open => {
+                    jumped = self.clock.held_back().is_some() && !line.follows_clock();
+                }
                 _ = watch.tick(), if !running.is_empty() => {
                     stuck = begun == seen;
                     seen = begun;
@@ -236,9 +239,6 @@ impl<T: Send + 'static> Committer<T> {
                     open = false;
                 }
             }
-            // Not more often than we look: the database may refuse it.
-            let jumped = looked && self.clock.held_back().is_some() && !line.follows_clock();
-            looked = false;
             uncertain |= jumped;
             if uncertain && open && !self.catalog.is_away() && !self.ledger.owes() {
                 uncertain = false;
@@ -506,7 +506,15 @@ impl<T: Send + 'static> Committer<T> {
         &self,
         query: impl Future<Output = Result<R, CatalogError>>,
     ) -> Result<R, CatalogError> {
-        tokio::time::timeout(PATIENCE, query)
+        self.within(PATIENCE, query).await
+    }
+
+    async fn within<R>(
+        &self,
+        limit: Duration,
+        query: impl Future<Output = Result<R, CatalogError>>,
+    ) -> Result<R, CatalogError> {
+        tokio::time::timeout(limit, query)
             .await
             .unwrap_or_else(|_| Err(CatalogError::Unavailable("no answer in time".to_owned())))
     }

@@ -5,7 +5,7 @@
 //! order, and only then struck out. Paying twice does no harm (a lease is one row), so a crash
 //! between the two needs no care. It asks PostgreSQL nothing: the committer does.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
+use super::pool::Book;
 use crate::journal::{Journal, JournalError};
 use crate::model::{Hostname, Lease, LeaseState, MacAddr, Timestamp};
 
@@ -109,37 +110,6 @@ impl Packed {
     }
 }
 
-/// Leases by address; a machine has one address in each range, as in the pool's book.
-#[derive(Debug, Default)]
-struct Leases {
-    all: HashMap<Ipv4Addr, Lease>,
-    of: HashMap<(Uuid, MacAddr), Ipv4Addr>,
-}
-
-impl Leases {
-    fn put(&mut self, lease: Lease) {
-        let (address, machine) = (lease.address, (lease.range_id, lease.mac));
-        self.remove(address);
-        if lease.state != LeaseState::Declined
-            && let Some(old) = self.of.insert(machine, address)
-            && old != address
-        {
-            self.all.remove(&old);
-        }
-        self.all.insert(address, lease);
-    }
-
-    fn remove(&mut self, address: Ipv4Addr) {
-        let Some(old) = self.all.remove(&address) else {
-            return;
-        };
-        let machine = (old.range_id, old.mac);
-        if self.of.get(&machine) == Some(&address) {
-            self.of.remove(&machine);
-        }
-    }
-}
-
 /// See the file.
 #[derive(Debug)]
 pub(super) struct Ledger {
@@ -164,14 +134,14 @@ impl Ledger {
     /// Opens it under that directory; gives back the leases as they were known last.
     pub(super) fn open(dir: &Path) -> Result<(Self, Vec<Lease>), JournalError> {
         let (journal, records) = Journal::open(dir, "leases", |records| fold(records))?;
-        let (mut leases, owed) = read(&records);
-        owed.iter().for_each(|one| apply(&mut leases, one));
+        let (mut book, owed) = read(&records);
+        owed.iter().for_each(|one| apply(&mut book, one));
         let ledger = Self {
             journal,
             count: AtomicUsize::new(owed.len()),
             owed: Mutex::new(owed.into()),
         };
-        Ok((ledger, leases.all.into_values().collect()))
+        Ok((ledger, book.leases().cloned().collect()))
     }
 
     /// How much is owed.
@@ -252,13 +222,14 @@ impl Ledger {
     }
 }
 
-/// What is owed, as if it were paid.
-fn apply(leases: &mut Leases, owed: &Owed) {
+/// What is owed, put into the book.
+fn apply(book: &mut Book, owed: &Owed) {
     match owed {
-        Owed::Put(lease) => leases.put(lease.clone()),
+        Owed::Put(lease) => book.put(lease.clone()),
         Owed::End(ending) => {
-            let lease = leases.all.get(&ending.address);
-            let lease = lease.filter(|l| l.mac == ending.mac);
+            let lease = book
+                .lease_at(ending.address)
+                .filter(|l| l.mac == ending.mac);
             let Some(mut lease) = lease.cloned() else {
                 return;
             };
@@ -267,7 +238,7 @@ fn apply(leases: &mut Leases, owed: &Owed) {
                 lease.starts_at = ending.at;
                 lease.length_seconds = ending.length_seconds;
             }
-            leases.put(lease);
+            book.put(lease);
         }
     }
 }
@@ -278,29 +249,29 @@ fn encode(entry: &Entry) -> Vec<u8> {
 }
 
 /// What PostgreSQL has by the records, and what is owed beyond that.
-fn read<R: AsRef<[u8]>>(records: &[R]) -> (Leases, Vec<Owed>) {
-    let mut leases = Leases::default();
+fn read<R: AsRef<[u8]>>(records: &[R]) -> (Book, Vec<Owed>) {
+    let mut book = Book::default();
     let mut owed: Vec<Owed> = Vec::new();
     for record in records {
         match rmp_serde::from_slice::<Entry>(record.as_ref()) {
-            Ok(Entry::H(packed)) => packed.lease().into_iter().for_each(|l| leases.put(l)),
-            Ok(Entry::Has(lease)) => leases.put(lease),
-            Ok(Entry::Gone(address)) => leases.remove(address),
+            Ok(Entry::H(packed)) => packed.lease().into_iter().for_each(|l| book.put(l)),
+            Ok(Entry::Has(lease)) => book.put(lease),
+            Ok(Entry::Gone(address)) => book.remove(address),
             Ok(Entry::Owes(one)) => owed.push(one),
-            Ok(Entry::Paid) => owed.drain(..).for_each(|one| apply(&mut leases, &one)),
+            Ok(Entry::Paid) => owed.drain(..).for_each(|one| apply(&mut book, &one)),
             Err(error) => {
                 tracing::error!(%error, bytes = ?record.as_ref(), "a record of the lease journal can't be read");
             }
         }
     }
-    (leases, owed)
+    (book, owed)
 }
 
 fn fold<R: AsRef<[u8]>>(records: &[R]) -> Vec<Vec<u8>> {
-    let (leases, owed) = read(records);
-    let mut leases: Vec<Lease> = leases.all.into_values().collect();
+    let (book, owed) = read(records);
+    let mut leases: Vec<&Lease> = book.leases().collect();
     leases.sort_unstable_by_key(|lease| lease.address);
-    let has = leases.iter().map(|l| encode(&Entry::H(l.into())));
+    let has = leases.into_iter().map(|l| encode(&Entry::H(l.into())));
     has.chain(owed.into_iter().map(|o| encode(&Entry::Owes(o))))
         .collect()
 }
@@ -311,7 +282,6 @@ mod tests {
     use proptest::prelude::*;
     use uuid::Uuid;
 
-    use super::super::pool::Book;
     use super::*;
 
     fn lease(mac: u8, address: u8, at: i64) -> Lease {
@@ -338,8 +308,8 @@ mod tests {
         let was = encode(&Entry::Has(one.clone()));
         assert!(record.len() < was.len(), "{} {}", record.len(), was.len());
         for record in [record, was] {
-            let (leases, _) = read(&[record]);
-            assert_eq!(leases.all.into_values().collect::<Vec<_>>(), [one.clone()]);
+            let (book, _) = read(&[record]);
+            assert_eq!(book.leases().collect::<Vec<_>>(), [&one]);
         }
     }
 
@@ -417,27 +387,11 @@ mod tests {
         #[test]
         fn folding_changes_nothing(entries in prop::collection::vec(entry(), 0..40)) {
             let records: Vec<Vec<u8>> = entries.iter().map(encode).collect();
-            let (leases, owed) = read(&records);
+            let (book, owed) = read(&records);
             let (folded, folded_owed) = read(&fold(&records));
-            // As the pool's book takes them.
-            let mut book = Book::default();
-            for record in &records {
-                match rmp_serde::from_slice(record).unwrap() {
-                    Entry::H(packed) => book.put(packed.lease().unwrap()),
-                    Entry::Has(lease) => book.put(lease),
-                    Entry::Gone(address) => book.remove(address),
-                    _ => {}
-                }
-            }
-            if !entries.iter().any(|e| matches!(e, Entry::Paid)) {
-                prop_assert_eq!(
-                    sorted(book.leases().cloned().collect()),
-                    sorted(leases.all.values().cloned().collect())
-                );
-            }
             prop_assert_eq!(
-                sorted(leases.all.into_values().collect()),
-                sorted(folded.all.into_values().collect())
+                sorted(book.leases().cloned().collect()),
+                sorted(folded.leases().cloned().collect())
             );
             prop_assert_eq!(owed, folded_owed);
             prop_assert_eq!(fold(&fold(&records)), fold(&records));

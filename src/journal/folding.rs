@@ -39,10 +39,6 @@ impl Folding {
             .spawn(move || {
                 step_back();
                 let draft = draft(&source, &size, fold);
-                if draft.is_err() {
-                    // A disk that is full is to have its space again.
-                    source.forget(FOLDING);
-                }
                 // All records were in memory for that.
                 heap::give_back();
                 draft

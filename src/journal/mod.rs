@@ -260,6 +260,8 @@ impl Writer {
         self.size.store(self.file.len(), Ordering::Release);
         self.folded = folded.unwrap_or_else(|error| {
             tracing::warn!(%error, "the local journal can't be made smaller; it grows");
+            // A disk that is full is to have its space again.
+            self.file.forget(FOLDING);
             // Not again with the next record.
             self.file.len()
         });

@@ -445,9 +445,7 @@ async fn a_machine_that_lives_keeps_its_address_and_its_clone() {
     line.close();
     assert!(!world.tracker.is_live(mac));
     // Long after its end.
-    world
-        .clock
-        .learn(world.clock.now() + TimeDelta::minutes(20), Duration::ZERO);
+    world.clock.shift(TimeDelta::minutes(20));
     world.disks.tidy(&world.catalog).await;
     assert_eq!(world.clones(), []);
 }
@@ -468,9 +466,7 @@ async fn clones_of_a_run_before_are_judged_by_the_catalog() {
     world.restart().await;
     world.disks.tidy(&world.catalog).await;
     assert_eq!(world.clones().len(), 3, "nothing goes at once");
-    world
-        .clock
-        .learn(world.clock.now() + TimeDelta::minutes(20), Duration::ZERO);
+    world.clock.shift(TimeDelta::minutes(20));
     world.disks.tidy(&world.catalog).await;
     let left = world.clones();
     assert!(left.contains(&Volume::Session(open)), "its machine may run");

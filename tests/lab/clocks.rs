@@ -7,12 +7,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
-use crate::exports::PYTHON;
 use crate::fleet::Database;
-use crate::net::{Lab, finish, output};
+use crate::net::{Lab, output};
+use crate::outages::{lease_of, stranger};
 use crate::product::Dls;
 use crate::{secs, wait_for};
 
@@ -44,15 +43,8 @@ fn set(lab: &Lab, by: &str) {
     fs::rename(draft, lab.path().join("clock")).expect("a file");
 }
 
-/// A machine that nobody knows asks for an address.
-fn ask(lab: &Lab, host: &str, n: usize) -> Command {
-    let script = format!("{}/tests/lab/boot.py", env!("CARGO_MANIFEST_DIR"));
-    let mac = format!("52:54:01:00:00:{n:02x}");
-    lab.command_in(host, PYTHON, [&script, &mac, "lease"])
-}
-
-fn lease(lab: &Lab, host: &str, n: usize) -> String {
-    finish(&mut ask(lab, host, n)).trim().to_owned()
+fn lease(lab: &Lab, host: &str, n: u64) -> String {
+    lease_of(&mut stranger(lab, host, n).1)
 }
 
 /// Machines with an address, and when each had it last.
@@ -69,15 +61,14 @@ const LEASE: f64 = 900.0;
 
 impl Room<'_> {
     fn switch_on(&mut self) {
-        let n = self.given.len();
+        let n = self.given.len() as u64;
         self.given
             .push((lease(self.lab, &self.host, n), Instant::now()));
     }
 
     /// Each lease has as much of its time left as has not passed, by the database's own clock.
     fn last(&self, when: &str) {
-        for (said, since) in &self.given {
-            let address = said.trim_start_matches("ACK ");
+        for (address, since) in &self.given {
             let left = self.database.ask(
                 "dls",
                 &format!(
@@ -135,7 +126,7 @@ fn a_clock_that_is_set_ends_no_lease_and_makes_none_longer() {
         // A machine that asks again has its own address, for all of its time by the new clock.
         let again = n % 4;
         let (had, _) = room.given[again].clone();
-        assert_eq!(lease(&lab, &host, again), had, "{when}");
+        assert_eq!(lease(&lab, &host, again as u64), had, "{when}");
         room.given[again].1 = Instant::now();
         room.last(&when);
     }
@@ -146,7 +137,7 @@ fn a_clock_that_is_set_ends_no_lease_and_makes_none_longer() {
         room.given[..8].iter().all(|(had, _)| had != ninth),
         "{ninth}"
     );
-    let tenth = output(&mut ask(&lab, &host, 9));
+    let tenth = output(&mut stranger(&lab, &host, 9).1);
     assert!(!tenth.status.success(), "an address for a tenth: {tenth:?}");
     room.last("at the end");
     drop(dls);

@@ -7,8 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::crashes::{Dice, rounds};
-use crate::exports::{BOTH, By, PYTHON, Stand, Writer, site};
+use crate::exports::{BOTH, By, Stand, Writer, site};
 use crate::net::{Lab, finish, output};
+use crate::outages::{lease_of, stranger};
 use crate::product::Dls;
 use crate::{secs, wait_for};
 
@@ -103,12 +104,8 @@ impl<'a> Boots<'a> {
     /// One that nobody knows gets an address, and nothing to boot.
     fn stranger(&mut self) {
         let n = self.dice.below(1 << 24);
-        let [_, _, _, _, _, a, b, c] = n.to_be_bytes();
-        let mac = format!("52:54:01:{a:02x}:{b:02x}:{c:02x}");
-        let script = format!("{}/tests/lab/boot.py", env!("CARGO_MANIFEST_DIR"));
-        let words = [&script, &mac, "lease"];
-        let said = finish(&mut self.lab.command_in(&self.host, PYTHON, words));
-        assert!(said.contains("ACK"), "{said}");
+        let (mac, mut asks) = stranger(self.lab, &self.host, n);
+        lease_of(&mut asks);
         self.strangers.push(mac);
     }
 

@@ -3,7 +3,7 @@
 //! boot from disks that are made for them, strangers get addresses, and afterwards every boot and
 //! every lease is written.
 
-use std::process::Child;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -63,17 +63,29 @@ impl Sick<'_> {
     }
 }
 
+/// The n-th machine that nobody knows, and what it asks for an address with.
+pub(crate) fn stranger(lab: &Lab, host: &str, n: u64) -> (String, Command) {
+    let script = format!("{}/tests/lab/boot.py", env!("CARGO_MANIFEST_DIR"));
+    let [.., a, b, c] = n.to_be_bytes();
+    let mac = format!("52:54:01:{a:02x}:{b:02x}:{c:02x}");
+    let asks = lab.command_in(host, PYTHON, [&script, &mac, "lease"]);
+    (mac, asks)
+}
+
+/// The address that it is given.
+pub(crate) fn lease_of(stranger: &mut Command) -> String {
+    let said = finish(stranger);
+    let address = said.trim().strip_prefix("ACK ").expect("an address");
+    address.to_owned()
+}
+
 /// Machines that nobody knows: MAC, and the address that each was given.
 fn strangers(lab: &Lab, host: &str, storm: &mut Child, limit: Duration) -> Vec<(String, String)> {
-    let script = format!("{}/tests/lab/boot.py", env!("CARGO_MANIFEST_DIR"));
     let (mut given, mut next) = (Vec::new(), Instant::now());
     wait_for("the storm has ended", limit, || {
         if next <= Instant::now() {
-            let n = given.len();
-            let mac = format!("52:54:01:00:{:02x}:{:02x}", n / 256, n % 256);
-            let said = finish(&mut lab.command_in(host, PYTHON, [&script, &mac, "lease"]));
-            let address = said.trim().strip_prefix("ACK ").expect("an address");
-            given.push((mac, address.to_owned()));
+            let (mac, mut asks) = stranger(lab, host, given.len() as u64);
+            given.push((mac, lease_of(&mut asks)));
             next = Instant::now() + STRANGERS;
         }
         storm.try_wait().ok().flatten()

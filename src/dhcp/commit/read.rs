@@ -7,7 +7,6 @@ use std::time::Duration;
 use chrono::TimeDelta;
 
 use super::{Committer, Health, lock};
-use crate::catalog::CatalogError;
 use crate::model::Lease;
 
 /// For as long as that all leases may take to be moved; nothing else is stored meanwhile.
@@ -62,10 +61,7 @@ impl<T: Send + 'static> Committer<T> {
         let moving = self
             .catalog
             .follow_clock(self.server_id, seconds, self.clock.now());
-        let moved = tokio::time::timeout(MOVING, moving)
-            .await
-            .unwrap_or_else(|_| Err(CatalogError::Unavailable("no answer in time".to_owned())));
-        match moved {
+        match self.within(MOVING, moving).await {
             Ok(moved) => {
                 tracing::warn!(
                     leases = moved,

@@ -225,7 +225,7 @@ fn retransmissions_are_answered_once() {
     let server = Server::start(&srv, &database, &Settings::default());
     let talker = Talker::new(&cli);
     let other = Talker::new(&lan.host("other", None));
-    // As a machine does that gets no answer (a switch's port has just come up): it asks again.
+    // As a machine does that gets no answer: it asks again.
     let (xid, offer) = (10..14)
         .find_map(|xid| Some((xid, talker.ask(&Message::new(DISCOVER, mac(1), xid))?)))
         .unwrap();

@@ -86,6 +86,13 @@ async fn killed_ten_times_it_ends_equal() {
         // Sender and receiver by turns, each time when some more has arrived.
         let last = seen[seen.len() - 1];
         seen.push(pair.b.received(&image, last).await);
+        // What came between the last look and the kill counts as received without a connection.
+        for _ in 0..3000 {
+            if pair.b.numbers("through=").len() as u64 > n {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         tokio::time::sleep(Duration::from_millis(7 * n)).await;
         let server = match n % 2 {
             0 => &pair.b,
@@ -100,8 +107,7 @@ async fn killed_ten_times_it_ends_equal() {
     assert!(within.count() >= 5, "killed in the middle: {seen:?}");
     // Each connection went on where the one before it was.
     let begun = pair.b.numbers("through=");
-    // (Fewer than there were kills: a receiver that starts again may have more than it had said.)
-    assert!(begun.is_sorted(), "{begun:?}");
+    assert!(begun.is_sorted() && begun.len() >= 10, "{begun:?}");
     assert!(begun.iter().filter(|at| **at > 0).count() >= 5, "{begun:?}");
 }
 
