@@ -11,7 +11,7 @@ export DLS_TORTURE_OPS=1000000 DLS_NBD_OPERATIONS=1000000 DLS_MODEL_ROUNDS=${DLS
 names=(
     torture loss hostile kill outlive any_moment random_operations model
     stay_apart newer_login full_store half_handshakes costs_less
-    storage::layer::tests storage::disks::tests nbd:: iscsi:: zfs::storm outage:: outages::
+    storage::layer::tests storage::disks::tests nbd:: iscsi:: zfs::storm outage:: outages:: failover:: clocks::
 )
 # The emulated ZFS machines take as long as all the rest: PART=rest or PART=zfs is one of the two,
 # each with a log of its own.

@@ -26,7 +26,7 @@ pub fn psql(config: &Config, command: Option<&str>, more: &[String]) -> anyhow::
     if let Some(password) = password {
         psql.env("PGPASSWORD", password);
     }
-    psql.arg("--dbname").arg(url);
+    psql.arg("--dbname").arg(to_the_primary(url));
     if let Some(sql) = command {
         psql.args(["--no-psqlrc", "--command", sql]);
     }
@@ -37,6 +37,22 @@ pub fn psql(config: &Config, command: Option<&str>, more: &[String]) -> anyhow::
             program.display()
         )
     })
+}
+
+/// Where several hosts are named, psql is to open the one that takes writes: left to itself it opens
+/// the first that takes it, a standby too, or waits for it for ever.
+fn to_the_primary(mut url: String) -> String {
+    let several = url.split('/').nth(2).is_some_and(|h| h.contains(','));
+    for (name, value) in [
+        ("target_session_attrs", "read-write"),
+        ("connect_timeout", "5"),
+    ] {
+        if several && !url.contains(name) {
+            let mark = if url.contains('?') { '&' } else { '?' };
+            url = format!("{url}{mark}{name}={value}");
+        }
+    }
+    url
 }
 
 /// Takes the password out of a URL, so that other users do not see it in the list of
@@ -74,7 +90,19 @@ fn percent_decode(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::without_password;
+    use super::{to_the_primary, without_password};
+
+    #[test]
+    fn of_several_hosts_the_primary_is_opened() {
+        let made = |url: &str| to_the_primary(url.to_owned());
+        assert_eq!(
+            made("postgres://dls@one,two/dls?connect_timeout=9"),
+            "postgres://dls@one,two/dls?connect_timeout=9&target_session_attrs=read-write"
+        );
+        for one in ["postgres://dls@one/dls?host=a,b", "postgres:///dls", "dls"] {
+            assert_eq!(made(one), one);
+        }
+    }
 
     #[test]
     fn a_password_leaves_the_url() {

@@ -3,12 +3,16 @@
 //! It must not decide what is worth trying again (that is `error::is_transient`) nor repeat
 //! what is not idempotent: only operations that say so go through [`Catalog::again`].
 
+use std::io;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
@@ -30,7 +34,16 @@ pub(super) struct Shared {
     /// PostgreSQL was away at the start, and not all of it was read since.
     pub(super) behind: AtomicBool,
     hosts: Vec<PgConnectOptions>,
+    /// Which of them it is, and since when.
+    chosen: Arc<Mutex<Chosen>>,
     pub(super) clock: Clock,
+}
+
+/// The host in use.
+#[derive(Debug)]
+struct Chosen {
+    host: PgConnectOptions,
+    since: Instant,
 }
 
 /// How often a statement is sent in all, and the pause before the second time; it doubles.
@@ -39,6 +52,16 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
 /// An operation that takes longer makes us look for another primary.
 const LONG: Duration = Duration::from_millis(500);
+
+/// How long a host may take to say whether it takes writes; less than [`super::standing`] waits
+/// for all of them.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// How much later than the first another one may say that it takes writes.
+const OTHERS: Duration = Duration::from_millis(100);
+
+/// A line that was not used for so long is asked whether it is still one.
+const UNUSED: Duration = Duration::from_secs(1);
 
 impl Catalog {
     /// Opens the pool (retrying while PostgreSQL starts or is away, up to `patience`).
@@ -74,17 +97,22 @@ impl Catalog {
                 ]))
             })
             .collect::<Result<Vec<_>, CatalogError>>()?;
-        let first = hosts.first().cloned().unwrap_or_default();
+        let clock = Clock::system();
+        let chosen = Arc::new(Mutex::new(Chosen {
+            host: hosts.first().cloned().unwrap_or_default(),
+            since: clock.instant(),
+        }));
         Ok(Self {
             shared: Arc::new(Shared {
-                pool: pool(options, hosts.len() > 1, first),
+                pool: pool(options, hosts.len() > 1, &chosen, &clock),
                 server_id: options.server_id,
                 standing: watch::Sender::new(Standing::Here),
                 suspected: Notify::new(),
                 want: watch::Sender::new(None),
                 behind: AtomicBool::new(false),
                 hosts,
-                clock: Clock::system(),
+                chosen,
+                clock,
             }),
         })
     }
@@ -99,7 +127,7 @@ impl Catalog {
             loop {
                 let reached = async {
                     let host = primary(self.hosts()).await?;
-                    self.pool().set_connect_options(host);
+                    self.turn_to(host);
                     self.pool().acquire().await
                 };
                 match reached.await {
@@ -203,17 +231,54 @@ impl Catalog {
         if self.shared.hosts.len() > 1
             && let Ok(host) = primary(&self.shared.hosts).await
         {
-            self.shared.pool.set_connect_options(host);
+            self.turn_to(host);
         }
+    }
+
+    /// The pool goes on with that host. Its lines to another one, which may be stuck or be an old primary
+    /// that comes back, are not used again.
+    pub(super) fn turn_to(&self, host: PgConnectOptions) {
+        {
+            let mut chosen = lock(&self.shared.chosen);
+            if !same(&chosen.host, &host) {
+                tracing::info!(
+                    from = chosen.host.get_host(),
+                    to = host.get_host(),
+                    "another host of the database takes writes now"
+                );
+                chosen.host = host.clone();
+                chosen.since = self.shared.clock.instant();
+            }
+        }
+        self.pool().set_connect_options(host);
     }
 }
 
 /// Opens no connection yet.
-fn pool(options: &CatalogOptions, several: bool, host: PgConnectOptions) -> PgPool {
+fn pool(
+    options: &CatalogOptions,
+    several: bool,
+    chosen: &Arc<Mutex<Chosen>>,
+    clock: &Clock,
+) -> PgPool {
+    let host = lock(chosen).host.clone();
+    let (chosen, clock) = (chosen.clone(), clock.clone());
     PgPoolOptions::new()
         .min_connections(options.min_connections)
         .max_connections(options.max_connections)
         .acquire_timeout(options.pool_timeout)
+        // Its question before each use is a round trip more for each batch of leases.
+        .test_before_acquire(false)
+        .before_acquire(move |connection, line| {
+            let here = clock
+                .instant()
+                .saturating_duration_since(lock(&chosen).since);
+            let outdated = several && line.age > here;
+            Box::pin(async move {
+                let unused = line.idle_for >= UNUSED;
+                Ok(!outdated && (!unused || connection.ping().await.is_ok()))
+            })
+        })
         .after_connect(move |connection, _| {
             Box::pin(async move {
                 if several && in_recovery(connection).await? {
@@ -225,29 +290,81 @@ fn pool(options: &CatalogOptions, several: bool, host: PgConnectOptions) -> PgPo
         .connect_lazy_with(host)
 }
 
-/// The first host that answers and is no standby. One host only: it is taken as it is.
-pub(super) async fn primary(hosts: &[PgConnectOptions]) -> Result<PgConnectOptions, sqlx::Error> {
-    use sqlx::{ConnectOptions, Connection};
+/// The same host and port.
+fn same(one: &PgConnectOptions, other: &PgConnectOptions) -> bool {
+    one.get_host() == other.get_host()
+        && one.get_port() == other.get_port()
+        && one.get_socket() == other.get_socket()
+}
 
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The host that takes writes. All are asked at once: one that is gone may keep silent, and
+/// would hold up the question to its successor for ever. Where several take writes, because an old primary came back
+/// beside the standby that took its place, it is the one of the newest timeline. One host only: it is taken as it is.
+pub(super) async fn primary(hosts: &[PgConnectOptions]) -> Result<PgConnectOptions, sqlx::Error> {
     if let [one] = hosts {
         return Ok(one.clone());
     }
+    let ask = |host| async move {
+        let asked = tokio::time::timeout(ANSWER, takes_writes(host)).await;
+        (host, asked.unwrap_or_else(|_| Err(silent())))
+    };
+    let mut asked: FuturesUnordered<_> = hosts.iter().map(ask).collect();
     let mut last = standby();
-    for host in hosts {
-        let asked = tokio::time::timeout(Duration::from_secs(3), async {
-            let mut connection = host.connect().await?;
-            let standby = in_recovery(&mut connection).await?;
-            connection.close().await?;
-            Ok::<bool, sqlx::Error>(standby)
-        });
-        match asked.await {
-            Ok(Ok(false)) => return Ok(host.clone()),
-            Ok(Ok(true)) => {}
-            Ok(Err(error)) => last = error,
-            Err(_) => last = std::io::Error::from(std::io::ErrorKind::TimedOut).into(),
+    let mut found = Vec::new();
+    while found.is_empty()
+        && let Some((host, answer)) = asked.next().await
+    {
+        match answer {
+            Ok(Some(line)) => found.push((host, line)),
+            Ok(None) => {}
+            Err(error) => last = error,
         }
     }
-    Err(last)
+    let others = async {
+        while let Some((host, answer)) = asked.next().await {
+            if let Ok(Some(line)) = answer {
+                found.push((host, line));
+            }
+        }
+    };
+    tokio::time::timeout(OTHERS, others).await.ok();
+    let several = found.len() > 1;
+    let mut newest: Option<(i64, &PgConnectOptions)> = None;
+    for (host, mut line) in found {
+        let timeline = if several {
+            timeline(&mut line).await
+        } else {
+            0
+        };
+        if newest.is_none_or(|(known, _)| timeline > known) {
+            newest = Some((timeline, host));
+        }
+        line.close().await.ok();
+    }
+    newest.map(|(_, host)| host.clone()).ok_or(last)
+}
+
+/// A line to that host, if it takes writes.
+async fn takes_writes(host: &PgConnectOptions) -> Result<Option<PgConnection>, sqlx::Error> {
+    let mut line = host.connect().await?;
+    if in_recovery(&mut line).await? {
+        line.close().await?;
+        return Ok(None);
+    }
+    Ok(Some(line))
+}
+
+/// How often a standby has become the primary in its history; 0 where it can't be told.
+async fn timeline(line: &mut PgConnection) -> i64 {
+    let asked = sqlx::query_scalar!(
+        r#"SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint AS "timeline!""#
+    );
+    let asked = tokio::time::timeout(ANSWER, asked.fetch_one(line)).await;
+    asked.ok().and_then(Result::ok).unwrap_or_default()
 }
 
 pub(super) async fn in_recovery(connection: &mut sqlx::PgConnection) -> Result<bool, sqlx::Error> {
@@ -256,8 +373,12 @@ pub(super) async fn in_recovery(connection: &mut sqlx::PgConnection) -> Result<b
         .await
 }
 
+fn silent() -> sqlx::Error {
+    io::Error::from(io::ErrorKind::TimedOut).into()
+}
+
 fn standby() -> sqlx::Error {
-    std::io::Error::other("every host is a standby that takes no writes").into()
+    io::Error::other("every host is a standby that takes no writes").into()
 }
 
 /// While a cluster starts its pool may time out; that passes as well.

@@ -202,7 +202,7 @@ impl Catalog {
             Some(open) => open,
             None => {
                 let host = primary(self.hosts()).await?;
-                self.pool().set_connect_options(host.clone());
+                self.turn_to(host.clone());
                 line.insert(connect(&host).await?)
             }
         };

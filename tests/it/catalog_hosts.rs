@@ -89,6 +89,15 @@ async fn the_host_that_takes_writes_is_found_and_found_again() {
     assert_eq!(catalog.load().await.unwrap().clients.len(), 0);
     catalog.save_client_config(&client(2)).await.unwrap();
     catalog.close().await;
+
+    // The old primary comes back and takes writes, too: its successor is asked, wherever it stands.
+    let back = Door::to(&primary).await;
+    let url = format!("postgres://dls@{},{}/dls", back.at, first.at);
+    let catalog = open(&url, Uuid::nil()).await;
+    let clients = catalog.load().await.unwrap().clients;
+    assert_eq!(clients.len(), 1);
+    assert_eq!(clients[0].mac_address, client(2).mac_address);
+    catalog.close().await;
     standby.stop().await.unwrap();
     primary.stop().await.unwrap();
 }

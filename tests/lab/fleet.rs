@@ -20,8 +20,11 @@ use crate::net::{Lab, finish, output};
 use crate::product::PROGRAM;
 use crate::{secs, wait_for};
 
-/// Where the database is reached.
+/// Where the database is reached, and its standby.
 const DATABASE: &str = "10.78.0.1";
+const STANDBY: &str = "10.78.0.2";
+/// The standby's name, and who may follow a primary.
+const FOLLOWER: (&str, &str) = ("standby", "host replication all 10.78.0.0/24 trust");
 /// Who may come in from there; and what takes its place while nobody may.
 const DOOR: (&str, &str) = (
     "host all all 10.78.0.0/24 trust",
@@ -31,10 +34,14 @@ const DOOR: (&str, &str) = (
 const CROWD: &str = "10.77.0.9";
 /// The clients' addresses.
 const POOLS: &str = "10.77.64.0/18";
-/// An ordinary PostgreSQL in a namespace of its own, whose network the servers are linked to.
+
+/// An ordinary PostgreSQL in a namespace of its own, on a network that the servers are linked to.
 pub(crate) struct Database<'a> {
     lab: &'a Lab,
     programs: PathBuf,
+    address: &'static str,
+    namespace: String,
+    home: PathBuf,
 }
 
 impl<'a> Database<'a> {
@@ -53,17 +60,65 @@ impl<'a> Database<'a> {
         let made = Self {
             lab,
             programs: programs.max().expect("a version of PostgreSQL"),
+            address: DATABASE,
+            namespace,
+            home: lab.path().join("sql"),
         };
-        let home = lab.path().join("sql");
-        fs::create_dir_all(&home).expect("a folder");
-        finish(Command::new("chown").arg("postgres").arg(&home));
+        made.make_home();
         made.program("initdb", "-A trust -U dls -N");
-        let door = home.join("data/pg_hba.conf");
+        let door = made.home.join("data/pg_hba.conf");
         let mut door = fs::File::options().append(true).open(door).expect("a file");
-        writeln!(door, "{}", DOOR.0).expect("a line");
+        writeln!(door, "{}\n{}", DOOR.0, FOLLOWER.1).expect("two lines");
         made.start();
         made.ask("postgres", "create database dls");
         made
+    }
+
+    /// A second one, whose word every commit of this one waits for from now on.
+    pub(crate) fn standby(&self) -> Self {
+        let namespace = self.lab.add_namespace(FOLLOWER.0);
+        self.join_network(&namespace, FOLLOWER.0, STANDBY);
+        let made = Self {
+            lab: self.lab,
+            programs: self.programs.clone(),
+            address: STANDBY,
+            namespace,
+            home: self.lab.path().join("sql-standby"),
+        };
+        made.make_home();
+        made.follow(self);
+        made
+    }
+
+    /// Begins anew as the standby of another.
+    pub(crate) fn follow(&self, primary: &Self) {
+        let data = self.home.join("data");
+        if data.exists() {
+            fs::remove_dir_all(&data).expect("its old data");
+            // Of a process that was killed; its number may not be free yet.
+            fs::remove_file(self.home.join(".s.PGSQL.5432.lock")).expect("its old lock");
+        }
+        let (address, name) = (primary.address, FOLLOWER.0);
+        let copy = format!("-R -c fast -d postgres://dls@{address}/?application_name={name}");
+        self.program("pg_basebackup", &copy);
+        self.start();
+        let waits = format!("alter system set synchronous_standby_names = '{name}'");
+        primary.ask("postgres", &waits);
+        primary.program("pg_ctl", "reload");
+        wait_for("the standby has all of it", secs(60), || {
+            let state = primary.ask("postgres", "select sync_state from pg_stat_replication");
+            (state.trim() == "sync").then_some(())
+        });
+    }
+
+    /// The standby takes the primary's place; nobody follows it.
+    pub(crate) fn promote(&self) {
+        self.program("pg_ctl", "-w -t 60 promote");
+    }
+
+    fn make_home(&self) {
+        fs::create_dir_all(&self.home).expect("a folder");
+        finish(Command::new("chown").arg("postgres").arg(&self.home));
     }
 
     /// What a server's configuration says of it.
@@ -71,20 +126,30 @@ impl<'a> Database<'a> {
         format!("postgres://dls@{DATABASE}/dls")
     }
 
+    /// What it says where there is a standby.
+    pub(crate) fn urls() -> String {
+        format!("postgres://dls@{DATABASE},{STANDBY}/dls")
+    }
+
     /// Links a server to its network; the number is its own there.
     pub(crate) fn link(&self, server: &str, number: usize) {
-        let database = self.lab.namespace("db");
+        let address = format!("10.78.0.{}", 10 + number);
+        self.join_network(server, &number.to_string(), &address);
+    }
+
+    /// Links a namespace to the network.
+    fn join_network(&self, namespace: &str, name: &str, address: &str) {
         for line in [
-            format!("link add p-{number} type veth peer name db0 netns {server}"),
-            format!("link set p-{number} master br0 up"),
+            format!("link add p-{name} type veth peer name db0 netns {namespace}"),
+            format!("link set p-{name} master br0 up"),
         ] {
-            self.lab.ip(&database, &line);
+            self.lab.ip(&self.namespace, &line);
         }
         for line in [
-            format!("addr add 10.78.0.{}/24 dev db0", 10 + number),
+            format!("addr add {address}/24 dev db0"),
             "link set db0 up".to_owned(),
         ] {
-            self.lab.ip(server, &line);
+            self.lab.ip(namespace, &line);
         }
     }
 
@@ -102,7 +167,7 @@ impl<'a> Database<'a> {
     }
 
     fn turn_door(&self, from: &str, to: &str) {
-        let door = self.lab.path().join("sql/data/pg_hba.conf");
+        let door = self.home.join("data/pg_hba.conf");
         let text = fs::read_to_string(&door).expect("a file");
         assert!(text.contains(from), "{text}");
         fs::write(&door, text.replace(from, to)).expect("a file");
@@ -111,9 +176,21 @@ impl<'a> Database<'a> {
 
     /// Stops it where it is, or lets it go on.
     pub(crate) fn signal(&self, signal: Signal) {
-        for pid in self.lab.all("postgres") {
+        for pid in Lab::named("postgres", &self.namespace) {
             kill(pid, signal).expect("the database was running");
         }
+    }
+
+    /// kill -9 of all of it.
+    pub(crate) fn kill(&self) {
+        wait_for("the database is gone", secs(10), || {
+            let left = Lab::named("postgres", &self.namespace);
+            for pid in &left {
+                // It may end with another of them.
+                kill(*pid, Signal::SIGKILL).ok();
+            }
+            left.is_empty().then_some(())
+        });
     }
 
     /// A database that could not write may have given up by itself.
@@ -125,11 +202,9 @@ impl<'a> Database<'a> {
 
     /// One of its programs, as its own user, on its cluster.
     fn run(&self, name: &str, words: &str) -> Output {
-        let home = self.lab.path().join("sql");
+        let home = &self.home;
         let user = ["--reuid=postgres", "--regid=postgres", "--clear-groups"];
-        let mut command = self
-            .lab
-            .command_in(&self.lab.namespace("db"), "setpriv", user);
+        let mut command = self.lab.command_in(&self.namespace, "setpriv", user);
         command
             .args(clocks::words(self.lab))
             .arg(self.programs.join(name))
@@ -138,7 +213,8 @@ impl<'a> Database<'a> {
             .args(words.split_whitespace());
         if words.ends_with("start") {
             let options = format!(
-                "-c listen_addresses={DATABASE} -c max_connections=300 -k {}",
+                "-c listen_addresses={} -c max_connections=300 -k {}",
+                self.address,
                 home.display()
             );
             command.arg("-o").arg(options);
@@ -149,7 +225,15 @@ impl<'a> Database<'a> {
 
     fn program(&self, name: &str, words: &str) {
         let ended = self.run(name, words);
-        assert!(ended.status.success(), "{name} {words}: {ended:?}");
+        let log = || {
+            let log = fs::read_to_string(self.home.join("log")).unwrap_or_default();
+            crate::machine::tail(&log).to_owned()
+        };
+        assert!(
+            ended.status.success(),
+            "{name} {words}: {ended:?}, {}",
+            log()
+        );
     }
 
     pub(crate) fn start(&self) {
@@ -162,11 +246,10 @@ impl<'a> Database<'a> {
 
     /// Asks by its unix socket, whatever became of the network. One column and row a line.
     pub(crate) fn ask(&self, database: &str, query: &str) -> String {
-        let home = self.lab.path().join("sql");
         finish(
             Command::new(self.programs.join("psql"))
                 .args(["-U", "dls", "-d", database, "-Atqc", query, "-h"])
-                .arg(home),
+                .arg(&self.home),
         )
     }
 

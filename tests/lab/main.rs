@@ -30,6 +30,7 @@ mod crashes;
 mod crowds;
 mod disks;
 mod exports;
+mod failover;
 mod failures;
 mod fleet;
 mod histories;

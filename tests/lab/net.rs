@@ -208,12 +208,18 @@ impl Lab {
     /// All processes of that name (the kernel's: 15 characters) in this lab.
     pub(crate) fn all(&self, program: &str) -> Vec<Pid> {
         let namespaces = self.namespaces.borrow();
-        let all = namespaces.iter().flat_map(|n| pids(n));
-        all.filter(|pid| {
+        let all = namespaces.iter().flat_map(|n| Self::named(program, n));
+        all.collect()
+    }
+
+    /// Those of one namespace (full name).
+    pub(crate) fn named(program: &str, namespace: &str) -> Vec<Pid> {
+        let mut all = pids(namespace);
+        all.retain(|pid| {
             let comm = fs::read_to_string(format!("/proc/{pid}/comm"));
             comm.is_ok_and(|name| name.trim() == program)
-        })
-        .collect()
+        });
+        all
     }
 
     /// Ends them.

@@ -80,9 +80,17 @@ pub(crate) fn lease_of(stranger: &mut Command) -> String {
 }
 
 /// Machines that nobody knows: MAC, and the address that each was given.
-fn strangers(lab: &Lab, host: &str, storm: &mut Child, limit: Duration) -> Vec<(String, String)> {
-    let (mut given, mut next) = (Vec::new(), Instant::now());
+/// `meanwhile` is called often, with the time since the beginning.
+pub(crate) fn strangers(
+    lab: &Lab,
+    host: &str,
+    (storm, limit): (&mut Child, Duration),
+    mut meanwhile: impl FnMut(Duration),
+) -> Vec<(String, String)> {
+    let begin = Instant::now();
+    let (mut given, mut next) = (Vec::new(), begin);
     wait_for("the storm has ended", limit, || {
+        meanwhile(begin.elapsed());
         if next <= Instant::now() {
             let (mac, mut asks) = stranger(lab, host, given.len() as u64);
             given.push((mac, lease_of(&mut asks)));
@@ -119,7 +127,8 @@ fn machines_boot_on(trouble: Trouble, name: &'static str) {
         "--machines {machines} --ramp {ramp} --timeout 60 --addresses --bye --disk-read 2M"
     );
     let mut storm = site.begin(&line);
-    let given = strangers(&lab, &host, &mut storm.process, secs(u64::from(ramp) + 120));
+    let until = (&mut storm.process, secs(u64::from(ramp) + 120));
+    let given = strangers(&lab, &host, until, |_| {});
     let told = storm.report();
     let booted = told["booted"].as_u64().expect("a number");
     assert!(
@@ -144,31 +153,36 @@ fn machines_boot_on(trouble: Trouble, name: &'static str) {
     let back = Instant::now();
     sick.end();
     let here = Instant::now();
-    wait_for("the database has it all", secs(60), || {
-        (metric(&lab, "dls_dhcp_leases_owing ") == 0
-            && metric(&lab, "dls_boot_rows_queued ") == 0
-            && api(&lab, &["/readyz"]).contains("\"degraded\":false"))
-        .then_some(())
-    });
+    has_it_all(&lab);
     eprintln!(
         "{trouble:?}: {booted} of {machines} booted in {ramp} s, {} strangers; the database was back after {:.1} s, and had it all {:.1} s later",
         given.len(),
         (here - back).as_secs_f64(),
         here.elapsed().as_secs_f64()
     );
+    all_is_written(&site, booted, &given);
+}
+
+/// Waits until the database has what was owed to it; nothing of that was lost or did not fit.
+pub(crate) fn has_it_all(lab: &Lab) {
+    wait_for("the database has it all", secs(60), || {
+        (metric(lab, "dls_dhcp_leases_owing ") == 0
+            && metric(lab, "dls_boot_rows_queued ") == 0
+            && api(lab, &["/readyz"]).contains("\"degraded\":false"))
+        .then_some(())
+    });
     for lost in [
         "dls_dhcp_leases_set_aside_total ",
         "dls_dhcp_leases_not_owed_total ",
         "dls_boot_rows_dropped_total ",
         "dls_boot_rows_set_aside_total ",
     ] {
-        assert_eq!(metric(&lab, lost), 0, "{trouble:?}: {lost}");
+        assert_eq!(metric(lab, lost), 0, "{lost}");
     }
-    all_is_written(&site, booted, &given);
 }
 
 /// What the admin API says to one more client.
-fn new_client(lab: &Lab, n: u32) -> String {
+pub(crate) fn new_client(lab: &Lab, n: u32) -> String {
     let body = format!(
         "{{\"mac_address\":\"52:54:02:00:{:02x}:{:02x}\",\"hostname\":\"new-{n}\"}}",
         n / 256,
@@ -179,7 +193,7 @@ fn new_client(lab: &Lab, n: u32) -> String {
 }
 
 /// Each boot has its session with all of its stages, each machine the address that it was given.
-fn all_is_written(site: &Site<'_>, booted: u64, given: &[(String, String)]) {
+pub(crate) fn all_is_written(site: &Site<'_>, booted: u64, given: &[(String, String)]) {
     let rows = site.dls.rows(
         "select a.mac, count(*)::int as boots, \
          bool_and(s.status = 'shutdown') as whole, \

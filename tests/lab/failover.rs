@@ -1,0 +1,138 @@
+//! The primary dies, or hangs, while machines are switched on, and its standby takes its place:
+//! they boot on, and nothing that was acknowledged is missing in the new primary. A commit waits
+//! for the standby, as `docs/operations.md` has it for whoever wants to lose no lease.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+
+use crate::crashes::rounds;
+use crate::fleet::Database;
+use crate::net::Lab;
+use crate::outage::metric;
+use crate::outages::{all_is_written, has_it_all, new_client, strangers};
+use crate::product::Dls;
+use crate::storms::{MIB, Site};
+use crate::{secs, wait_for};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Death {
+    /// kill -9: whoever is connected to it hears of it.
+    Killed,
+    /// It takes connections and says nothing, ever again.
+    Hung,
+}
+
+#[derive(Debug)]
+enum Step {
+    /// The primary dies.
+    Die,
+    /// The standby takes its place.
+    Promote,
+    /// What was the primary follows it.
+    Return,
+}
+
+/// Two databases, of which one is the primary.
+struct Pair<'a> {
+    primary: Database<'a>,
+    standby: Database<'a>,
+    death: Death,
+}
+
+impl Pair<'_> {
+    fn take(&mut self, step: &Step) {
+        match (step, self.death) {
+            (Step::Die, Death::Killed) => self.primary.kill(),
+            (Step::Die, Death::Hung) => self.primary.signal(Signal::SIGSTOP),
+            (Step::Promote, _) => {
+                self.standby.promote();
+                std::mem::swap(&mut self.primary, &mut self.standby);
+            }
+            (Step::Return, _) => {
+                self.standby.kill();
+                self.standby.follow(&self.primary);
+            }
+        }
+    }
+}
+
+/// When what happens: nobody is the primary for a quarter of each round, and the last one that died
+/// stays away.
+fn steps(rounds: u32, ramp: u32) -> VecDeque<(f64, Step)> {
+    let round = f64::from(ramp) / f64::from(rounds);
+    let of_round = |n| {
+        let from = f64::from(n) * round;
+        [
+            (from + round * 0.25, Step::Die),
+            (from + round * 0.5, Step::Promote),
+            (from + round * 0.75, Step::Return),
+        ]
+    };
+    let mut steps: VecDeque<_> = (0..rounds).flat_map(of_round).collect();
+    steps.pop_back();
+    steps
+}
+
+fn machines_boot_through(death: Death, name: &'static str) {
+    let (machines, ramp) = (rounds(8, 500), rounds(12, 600));
+    let failovers = rounds(1, 4);
+    let lab = Lab::new(name);
+    let primary = Database::new(&lab);
+    primary.link(&lab.namespace("srv"), 0);
+    let standby = primary.standby();
+    let mut pair = Pair {
+        primary,
+        standby,
+        death,
+    };
+    let config = format!("[database]\nurl = \"{}\"\n", Database::urls());
+    let dls = Dls::start(&lab, &config);
+    let site = Site::of(&lab, dls, machines, &["iscsi", "nbd"], (4 * MIB, 16 * MIB));
+    let host = lab.host("cli", None);
+    wait_for("it has addresses of its own", secs(30), || {
+        (metric(&lab, "dls_dhcp_claimed_addresses ") > 0).then_some(())
+    });
+
+    let line = format!(
+        "--machines {machines} --ramp {ramp} --timeout 60 --addresses --bye --disk-read 2M"
+    );
+    let mut storm = site.begin(&line);
+    let mut steps = steps(failovers, ramp);
+    let until = (&mut storm.process, secs(u64::from(ramp) + 120));
+    let given = strangers(&lab, &host, until, |since| {
+        if let Some((_, step)) = steps.pop_front_if(|(at, _)| *at <= since.as_secs_f64()) {
+            eprintln!("{since:.1?}: {step:?}");
+            pair.take(&step);
+        }
+    });
+    assert!(steps.is_empty(), "the storm ended before {steps:?}");
+    let told = storm.report();
+    let booted = told["booted"].as_u64().expect("a number");
+    assert!(
+        booted * 100 >= u64::from(machines) * 99,
+        "{death:?}: {booted} of {machines}: {:#}",
+        told["failures"]
+    );
+    let ended = Instant::now();
+    has_it_all(&lab);
+    let later = ended.elapsed();
+    let made = new_client(&lab, 0);
+    assert!(made.contains(" 201 "), "{made}");
+    eprintln!(
+        "{death:?}: {booted} of {machines} booted in {ramp} s through {failovers} failovers, {} strangers; the last primary had it all {later:.1?} later",
+        given.len()
+    );
+    all_is_written(&site, booted, &given);
+}
+
+#[test]
+fn machines_boot_through_a_failover_of_the_database() {
+    machines_boot_through(Death::Killed, "failover_killed");
+}
+
+#[test]
+fn machines_boot_through_a_failover_of_a_database_that_hangs() {
+    machines_boot_through(Death::Hung, "failover_hung");
+}
