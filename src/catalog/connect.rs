@@ -5,8 +5,8 @@
 
 use std::io;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -35,13 +35,15 @@ pub(super) struct Shared {
     pub(super) behind: AtomicBool,
     hosts: Vec<PgConnectOptions>,
     /// Which of them it is, and since when.
-    chosen: Arc<Mutex<Chosen>>,
+    pub(super) chosen: watch::Sender<Chosen>,
+    /// Held by whoever looks for it: others need not look as well.
+    looking: tokio::sync::Mutex<()>,
     pub(super) clock: Clock,
 }
 
 /// The host in use.
 #[derive(Debug)]
-struct Chosen {
+pub(super) struct Chosen {
     host: PgConnectOptions,
     since: Instant,
 }
@@ -98,13 +100,13 @@ impl Catalog {
             })
             .collect::<Result<Vec<_>, CatalogError>>()?;
         let clock = Clock::system();
-        let chosen = Arc::new(Mutex::new(Chosen {
+        let (chosen, known) = watch::channel(Chosen {
             host: hosts.first().cloned().unwrap_or_default(),
             since: clock.instant(),
-        }));
+        });
         Ok(Self {
             shared: Arc::new(Shared {
-                pool: pool(options, hosts.len() > 1, &chosen, &clock),
+                pool: pool(options, hosts.len() > 1, known, clock.clone()),
                 server_id: options.server_id,
                 standing: watch::Sender::new(Standing::Here),
                 suspected: Notify::new(),
@@ -112,6 +114,7 @@ impl Catalog {
                 behind: AtomicBool::new(false),
                 hosts,
                 chosen,
+                looking: tokio::sync::Mutex::default(),
                 clock,
             }),
         })
@@ -229,27 +232,31 @@ impl Catalog {
     /// Points the pool at the host that takes writes, where there are several.
     pub(super) async fn find_primary(&self) {
         if self.shared.hosts.len() > 1
+            && let Ok(_place) = self.shared.looking.try_lock()
             && let Ok(host) = primary(&self.shared.hosts).await
         {
             self.turn_to(host);
         }
     }
 
-    /// The pool goes on with that host. Its lines to another one, which may be stuck or be an old primary
-    /// that comes back, are not used again.
+    /// The pool goes on with that host. Its lines to another one, which may be stuck or be an old
+    /// primary that comes back, are not used again.
     pub(super) fn turn_to(&self, host: PgConnectOptions) {
-        {
-            let mut chosen = lock(&self.shared.chosen);
-            if !same(&chosen.host, &host) {
-                tracing::info!(
-                    from = chosen.host.get_host(),
-                    to = host.get_host(),
-                    "another host of the database takes writes now"
-                );
-                chosen.host = host.clone();
-                chosen.since = self.shared.clock.instant();
+        self.shared.chosen.send_if_modified(|chosen| {
+            if same(&chosen.host, &host) {
+                return false;
             }
-        }
+            tracing::info!(
+                from = chosen.host.get_host(),
+                to = host.get_host(),
+                "another host of the database takes writes now"
+            );
+            *chosen = Chosen {
+                host: host.clone(),
+                since: self.shared.clock.instant(),
+            };
+            true
+        });
         self.pool().set_connect_options(host);
     }
 }
@@ -258,11 +265,10 @@ impl Catalog {
 fn pool(
     options: &CatalogOptions,
     several: bool,
-    chosen: &Arc<Mutex<Chosen>>,
-    clock: &Clock,
+    chosen: watch::Receiver<Chosen>,
+    clock: Clock,
 ) -> PgPool {
-    let host = lock(chosen).host.clone();
-    let (chosen, clock) = (chosen.clone(), clock.clone());
+    let host = chosen.borrow().host.clone();
     PgPoolOptions::new()
         .min_connections(options.min_connections)
         .max_connections(options.max_connections)
@@ -270,9 +276,8 @@ fn pool(
         // Its question before each use is a round trip more for each batch of leases.
         .test_before_acquire(false)
         .before_acquire(move |connection, line| {
-            let here = clock
-                .instant()
-                .saturating_duration_since(lock(&chosen).since);
+            let since = chosen.borrow().since;
+            let here = clock.instant().saturating_duration_since(since);
             let outdated = several && line.age > here;
             Box::pin(async move {
                 let unused = line.idle_for >= UNUSED;
@@ -297,13 +302,10 @@ fn same(one: &PgConnectOptions, other: &PgConnectOptions) -> bool {
         && one.get_socket() == other.get_socket()
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The host that takes writes. All are asked at once: one that is gone may keep silent, and
-/// would hold up the question to its successor for ever. Where several take writes, because an old primary came back
-/// beside the standby that took its place, it is the one of the newest timeline. One host only: it is taken as it is.
+/// The host that takes writes. All are asked at once: one that is gone may keep silent, and would
+/// hold up the question to its successor for ever. Where several take writes, because an old
+/// primary came back beside the standby that took its place, it is the one of the newest timeline.
+/// One host only: it is taken as it is.
 pub(super) async fn primary(hosts: &[PgConnectOptions]) -> Result<PgConnectOptions, sqlx::Error> {
     if let [one] = hosts {
         return Ok(one.clone());

@@ -2,16 +2,17 @@
 //!
 //! None is ever missed: on every new connection, once it listens, the first word is
 //! [`Change::Everything`], and a connection that has silently died is found by pinging
-//! ourselves through PostgreSQL.
+//! ourselves through PostgreSQL, or by another host having become the primary.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, stream};
 use sqlx::postgres::{PgListener, PgNotification};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
+use super::connect::Chosen;
 use super::{Catalog, Change};
 
 const CONFIGURATION: &str = "dls_configuration";
@@ -43,13 +44,14 @@ async fn follow(catalog: Catalog, sender: mpsc::Sender<Change>) {
     let mut pause = Duration::from_millis(100);
     while !sender.is_closed() && !catalog.pool().is_closed() {
         let ping = format!("dls_ping_{}", Uuid::new_v4().simple());
+        let mut host = catalog.shared.chosen.subscribe();
         match connect(&catalog, &ping).await {
             Ok(listener) => {
                 pause = Duration::from_millis(100);
                 if sender.send(Change::Everything).await.is_err() {
                     return;
                 }
-                let why = hear(&catalog, listener, &ping, &sender).await;
+                let why = hear(&catalog, listener, (&ping, &mut host), &sender).await;
                 tracing::debug!(why, "the connection that hears of changes ended");
             }
             Err(error) => {
@@ -77,7 +79,7 @@ async fn connect(catalog: &Catalog, ping: &str) -> Result<PgListener, sqlx::Erro
 async fn hear(
     catalog: &Catalog,
     mut listener: PgListener,
-    ping: &str,
+    (ping, host): (&str, &mut watch::Receiver<Chosen>),
     sender: &mpsc::Sender<Change>,
 ) -> &'static str {
     let mut ticks = tokio::time::interval(PING_EVERY);
@@ -93,6 +95,7 @@ async fn hear(
                 tokio::select! {
                     received = &mut next => break received,
                     () = sender.closed() => return "nobody reads it",
+                    Ok(()) = host.changed() => return "another host takes writes now",
                     _ = ticks.tick() => {
                         if !answered {
                             return "it answers no ping";

@@ -11,7 +11,7 @@ use crate::crashes::rounds;
 use crate::fleet::Database;
 use crate::net::Lab;
 use crate::outage::metric;
-use crate::outages::{all_is_written, has_it_all, new_client, strangers};
+use crate::outages::{all_is_written, has_it_all, lease_of, stranger, strangers};
 use crate::product::Dls;
 use crate::storms::{MIB, Site};
 use crate::{secs, wait_for};
@@ -118,8 +118,13 @@ fn machines_boot_through(death: Death, name: &'static str) {
     let ended = Instant::now();
     has_it_all(&lab);
     let later = ended.elapsed();
-    let made = new_client(&lab, 0);
-    assert!(made.contains(" 201 "), "{made}");
+    // What others change is heard of from the new primary: a machine has the address that was
+    // reserved for it a moment ago.
+    let (mac, mut newest) = stranger(&lab, &host, 1 << 16);
+    site.dls.psql(&format!(
+        "insert into clients (mac_address, hostname, ip_address) values ('{mac}', 'newest', '10.77.40.7')"
+    ));
+    assert_eq!(lease_of(&mut newest), "10.77.40.7");
     eprintln!(
         "{death:?}: {booted} of {machines} booted in {ramp} s through {failovers} failovers, {} strangers; the last primary had it all {later:.1?} later",
         given.len()

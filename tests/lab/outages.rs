@@ -182,7 +182,7 @@ pub(crate) fn has_it_all(lab: &Lab) {
 }
 
 /// What the admin API says to one more client.
-pub(crate) fn new_client(lab: &Lab, n: u32) -> String {
+fn new_client(lab: &Lab, n: u32) -> String {
     let body = format!(
         "{{\"mac_address\":\"52:54:02:00:{:02x}:{:02x}\",\"hostname\":\"new-{n}\"}}",
         n / 256,
