@@ -34,6 +34,7 @@ use crate::config::{Config, DatabaseUrl, StorageBackend, UnknownClients};
 use crate::dhcp::server::{self as dhcp, DhcpMetrics, DhcpOptions, DhcpServer, Selection};
 use crate::export::iscsi::{IscsiMetrics, IscsiServer};
 use crate::export::nbd::{NbdMetrics, NbdServer};
+use crate::heap;
 use crate::http::{HttpLimits, HttpMetrics, HttpServer};
 use crate::privileges::{self, Became};
 use crate::replicate::{self, Identity, Replication, ReplicationServer};
@@ -59,6 +60,7 @@ const LAST_ROWS: Duration = Duration::from_secs(10);
 /// With one clear sentence when the server can't start, or a part of it ended by itself.
 pub fn serve(config: &Config) -> anyhow::Result<()> {
     telemetry::start_logging(&config.log).map_err(|e| anyhow!("starting the log: {e}"))?;
+    heap::keep_small();
     let directories = [config.state_dir.clone(), config.storage_path()];
     match privileges::prepare(&config.user, &directories)? {
         Became::Same => {}
