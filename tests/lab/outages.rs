@@ -81,7 +81,7 @@ pub(crate) fn lease_of(stranger: &mut Command) -> String {
 
 /// Machines that nobody knows: MAC, and the address that each was given.
 /// `meanwhile` is called often, with the time since the beginning.
-pub(crate) fn strangers(
+fn strangers(
     lab: &Lab,
     host: &str,
     (storm, limit): (&mut Child, Duration),
@@ -115,27 +115,13 @@ fn machines_boot_on(trouble: Trouble, name: &'static str) {
     let dls = Dls::start(&lab, &config);
     let mut site = Site::of(&lab, dls, machines, &["iscsi", "nbd"], (4 * MIB, 16 * MIB));
     let host = lab.host("cli", None);
-    wait_for("it has addresses of its own", secs(30), || {
-        (metric(&lab, "dls_dhcp_claimed_addresses ") > 0).then_some(())
-    });
+    has_addresses(&lab);
 
     sick.begin();
     // It is killed, and started when it can't have its database.
     site.dls.kill();
     site.dls.start_without_database();
-    let line = format!(
-        "--machines {machines} --ramp {ramp} --timeout 60 --addresses --bye --disk-read 2M"
-    );
-    let mut storm = site.begin(&line);
-    let until = (&mut storm.process, secs(u64::from(ramp) + 120));
-    let given = strangers(&lab, &host, until, |_| {});
-    let told = storm.report();
-    let booted = told["booted"].as_u64().expect("a number");
-    assert!(
-        booted * 100 >= u64::from(machines) * 99,
-        "{trouble:?}: {booted} of {machines}: {:#}",
-        told["failures"]
-    );
+    let (booted, given) = all_boot(&lab, &site, &host, (machines, ramp), |_| {});
     // The state is plain to see, what is known is told, and what can't be done is said so.
     let ready = api(&lab, &["/readyz"]);
     assert!(ready.contains("\"degraded\":true"), "{ready}");
@@ -161,6 +147,38 @@ fn machines_boot_on(trouble: Trouble, name: &'static str) {
         here.elapsed().as_secs_f64()
     );
     all_is_written(&site, booted, &given);
+}
+
+/// Waits until it has addresses that it could give away on its own.
+pub(crate) fn has_addresses(lab: &Lab) {
+    wait_for("it has addresses of its own", secs(30), || {
+        (metric(lab, "dls_dhcp_claimed_addresses ") > 0).then_some(())
+    });
+}
+
+/// So many machines are switched on within so many seconds, strangers between them, and 99 % of
+/// them boot: how many, and the strangers, as [`strangers`] has them.
+pub(crate) fn all_boot(
+    lab: &Lab,
+    site: &Site<'_>,
+    host: &str,
+    (machines, ramp): (u32, u32),
+    meanwhile: impl FnMut(Duration),
+) -> (u64, Vec<(String, String)>) {
+    let line = format!(
+        "--machines {machines} --ramp {ramp} --timeout 60 --addresses --bye --disk-read 2M"
+    );
+    let mut storm = site.begin(&line);
+    let until = (&mut storm.process, secs(u64::from(ramp) + 120));
+    let given = strangers(lab, host, until, meanwhile);
+    let told = storm.report();
+    let booted = told["booted"].as_u64().expect("a number");
+    assert!(
+        booted * 100 >= u64::from(machines) * 99,
+        "{booted} of {machines}: {:#}",
+        told["failures"]
+    );
+    (booted, given)
 }
 
 /// Waits until the database has what was owed to it; nothing of that was lost or did not fit.
