@@ -66,6 +66,7 @@ pub fn dhcp_scan(data: &[u8]) {
                     shape,
                     your_ip: (shape == Shape::Full).then_some(SERVER),
                     lease_seconds: (shape == Shape::Full).then_some(3600),
+                    is_durable: false,
                     boot: if nak { Boot::Nothing } else { boot.clone() },
                     to: Destination::Broadcast,
                     refusal: None,

@@ -43,7 +43,7 @@ pub fn keep_small() {
 /// after each.
 ///
 /// `malloc_trim` leaves the end of every heap but the first as it is. That end is given back when a
-/// block beside it is freed, and only from [`KEPT`] on: for that one block the limit is low.
+/// block beside it is freed, and only from 16 MiB on: for that one block the limit is low.
 pub fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

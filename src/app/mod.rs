@@ -499,6 +499,7 @@ fn zfs_options(storage: &crate::config::Storage) -> crate::storage::zfs::ZfsOpti
 fn dhcp_options(config: &Config, server_id: Uuid, http_port: u16, journals: &Path) -> DhcpOptions {
     DhcpOptions {
         unknown_share_percent: config.dhcp.unknown_share_percent,
+        keep_percent: config.dhcp.keep_percent,
         interfaces: match config.dhcp.interfaces.as_slice() {
             [] => Selection::InServedRanges,
             names => Selection::Named(names.to_vec()),

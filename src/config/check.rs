@@ -133,6 +133,11 @@ impl Config {
             "dhcp.unknown_share_percent: must be between 0 and 100".to_owned(),
         );
         require(
+            self.dhcp.keep_percent <= 50,
+            "dhcp.keep_percent: must be between 0 and 50 (machines renew at half of a lease)"
+                .to_owned(),
+        );
+        require(
             (60..=31_536_000).contains(&self.dhcp.claim_seconds),
             "dhcp.claim_seconds: must be between 60 and 31536000 (a year)".to_owned(),
         );

@@ -43,6 +43,7 @@ impl Config {
             "DLS_DHCP_UNKNOWN_SHARE_PERCENT",
             &mut self.dhcp.unknown_share_percent,
         )?;
+        set.parsed("DLS_DHCP_KEEP_PERCENT", &mut self.dhcp.keep_percent)?;
         set.parsed("DLS_DHCP_CLAIM_SECONDS", &mut self.dhcp.claim_seconds)?;
         set.parsed("DLS_TFTP_LISTEN", &mut self.tftp.listen)?;
         set.parsed("DLS_HTTP_LISTEN", &mut self.http.listen)?;

@@ -104,6 +104,10 @@ pub struct Dhcp {
     pub interfaces: Vec<String>,
     /// How much of a range's pools machines may hold that nobody has registered, percent.
     pub unknown_share_percent: u8,
+    /// So much of a lease may be gone, percent, and a machine that asks again is told what is left
+    /// of it, with nothing written; 0: every ACK is written. Not where several servers share a
+    /// database.
+    pub keep_percent: u8,
     /// Where several servers share a database: for how long each claims the addresses that it
     /// gives away while it can't reach it, seconds.
     pub claim_seconds: u32,
@@ -334,6 +338,7 @@ impl Default for Dhcp {
         Self {
             interfaces: Vec::new(),
             unknown_share_percent: 90,
+            keep_percent: 25,
             claim_seconds: 86_400,
         }
     }

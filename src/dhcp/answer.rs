@@ -4,9 +4,10 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use chrono::TimeDelta;
+use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::commit::{Operation, Verdict};
+use super::commit::{HEDGE, Operation, Verdict};
 use super::decide::{Boot, BootRefusal, Destination, NakReason, Port, Reply, ReplyKind, Shape};
 use super::facts::{Case, speaker};
 use super::flow::{Core, OFFER_SECONDS};
@@ -57,7 +58,13 @@ impl Drop for Corked<'_> {
 }
 
 impl Core {
-    pub(super) fn reply(&self, case: Case, snapshot: &Arc<Snapshot>, reply: Reply, now: Timestamp) {
+    pub(super) fn reply(
+        self: &Arc<Self>,
+        case: Case,
+        snapshot: &Arc<Snapshot>,
+        reply: Reply,
+        now: Timestamp,
+    ) {
         let granted = match (reply.shape, reply.your_ip, &case.range) {
             (Shape::Full, Some(address), Some(range)) => Some((address, range.id)),
             _ => None,
@@ -79,6 +86,11 @@ impl Core {
         }
         if reply.kind != ReplyKind::Ack {
             self.answer(&case, snapshot, reply, now);
+            return;
+        }
+        if reply.is_durable {
+            self.book().unhold(range_id, mac);
+            self.affirm(case, snapshot, reply, now);
             return;
         }
         let lease = Lease {
@@ -107,6 +119,22 @@ impl Core {
                 self.drop_case(&ticket.case, Dropped::Overloaded);
             }
         }
+    }
+
+    /// Acknowledges a lease that is durable as it is, once what was seen of the boot is too.
+    fn affirm(self: &Arc<Self>, case: Case, snapshot: &Snapshot, reply: Reply, now: Timestamp) {
+        self.metrics.kept();
+        if self.tracker.is_synced() {
+            self.answer(&case, snapshot, reply, now);
+            return;
+        }
+        self.gates().in_flight.insert(case.request.mac);
+        let core = self.clone();
+        self.tasks.spawn(async move {
+            // A disk that hangs is no reason to keep quiet about what is durable.
+            timeout(HEDGE, core.tracker.sync()).await.ok();
+            core.settled(Ticket { case, reply }, Verdict::Stored);
+        });
     }
 
     /// The committer's word on a batch of leases.
@@ -143,6 +171,7 @@ impl Core {
                     shape: Shape::Nak,
                     your_ip: None,
                     lease_seconds: None,
+                    is_durable: false,
                     boot: Boot::Nothing,
                     // RFC 2131 section 4.3.2: broadcast, since its address is in doubt.
                     to: case

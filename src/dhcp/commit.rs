@@ -63,7 +63,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A lease that can be owed does not wait longer for the database: the client is to have its
 /// answer within 200 ms.
-const HEDGE: Duration = Duration::from_millis(150);
+pub(super) const HEDGE: Duration = Duration::from_millis(150);
 
 /// An address that the database refuses without having a lease of it is left alone for so long.
 const ASIDE: TimeDelta = TimeDelta::seconds(15);

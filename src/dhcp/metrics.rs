@@ -102,6 +102,7 @@ pub struct DhcpMetrics {
     foreign: Counter,
     batches: Counter,
     stored: Counter,
+    kept: Counter,
     owed: Counter,
     owing: Gauge,
     not_owed: Counter,
@@ -200,6 +201,11 @@ impl DhcpMetrics {
         );
         registry.register("leases_stored", "Leases stored", self.stored.clone());
         registry.register(
+            "leases_kept",
+            "Leases acknowledged for what is left of them, with nothing to store",
+            self.kept.clone(),
+        );
+        registry.register(
             "leases_owed",
             "Leases and ends of leases that went to the local journal because the database was away or slow",
             self.owed.clone(),
@@ -271,6 +277,10 @@ impl DhcpMetrics {
     pub(super) fn batch_stored(&self, leases: usize) {
         self.batches.inc();
         self.stored.inc_by(leases as u64);
+    }
+
+    pub(super) fn kept(&self) {
+        self.kept.inc();
     }
 
     /// `more` went to the journal, which now holds `all`.

@@ -93,6 +93,9 @@ pub struct DhcpOptions {
     pub unknown_clients: UnknownClients,
     /// How much of a range's pools machines may hold that nobody has registered, percent.
     pub unknown_share_percent: u8,
+    /// So much of a lease may be gone, percent, and an ACK still says what is left of it instead of
+    /// writing it anew (a server that shares its database always writes).
+    pub keep_percent: u8,
     /// Image of clients that have none assigned.
     pub default_image: Option<String>,
     /// This server, in the rows that it writes.
@@ -148,6 +151,7 @@ impl DhcpServer {
                     .is_some_and(|c| is_registered(c))
             }),
         );
+        book.keep(options.keep_percent);
         if !options.sole {
             book.share();
         }

@@ -265,6 +265,7 @@ fn cases() -> Vec<Case> {
                     shape,
                     your_ip: full.then(|| Ipv4Addr::new(10, 0, 0, 150)),
                     lease_seconds: full.then_some(3600),
+                    is_durable: false,
                     boot: if nak { Boot::Nothing } else { boot.clone() },
                     to: Destination::Broadcast,
                     refusal: None,

@@ -84,10 +84,16 @@ impl Ledger {
         self.numbers.safe.fetch_max(number, Ordering::AcqRel);
     }
 
+    /// All that was noted outlives a power cut, here or in PostgreSQL.
+    pub(super) fn is_synced(&self) -> bool {
+        let noted = self.numbers.noted.load(Ordering::Acquire);
+        self.numbers.safe.load(Ordering::Acquire) >= noted
+    }
+
     /// Returns when all that was noted outlives a power cut: at once, if PostgreSQL has it.
     pub(super) async fn sync(&self) {
         let noted = self.numbers.noted.load(Ordering::Acquire);
-        if self.numbers.safe.load(Ordering::Acquire) >= noted {
+        if self.is_synced() {
             return;
         }
         // A failure is told by the journal itself.

@@ -155,6 +155,12 @@ impl Tracker {
         }
     }
 
+    /// [`Tracker::sync`] has nothing to wait for.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.shared.ledger.get().is_none_or(Ledger::is_synced)
+    }
+
     /// Returns when all that was seen of boots so far outlives a power cut, here or in the
     /// database.
     pub async fn sync(&self) {

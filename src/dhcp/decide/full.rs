@@ -11,7 +11,7 @@ use super::{
     NakReason, Reply, ReplyKind, Shape, Silence, Standing, boot_part,
 };
 use crate::dhcp::wire::{Request, RequestKind};
-use crate::model::{LeaseState, NetworkRange, Timestamp};
+use crate::model::{Lease, LeaseState, NetworkRange, Timestamp};
 
 pub(super) fn decide(
     request: &Request,
@@ -20,10 +20,10 @@ pub(super) fn decide(
     now: Timestamp,
 ) -> Decision {
     match request.kind {
-        RequestKind::Discover => discover(request, facts, range),
+        RequestKind::Discover => discover(request, facts, range, now),
         RequestKind::Request => match request.server_id {
-            Some(_) => selecting(request, facts, range),
-            None => remembering(request, facts, range),
+            Some(_) => selecting(request, facts, range, now),
+            None => remembering(request, facts, range, now),
         },
         RequestKind::Inform => inform(request, facts, range),
         RequestKind::Release => release(request, facts),
@@ -32,11 +32,16 @@ pub(super) fn decide(
 }
 
 /// Section 4.3.1.
-fn discover(request: &Request, facts: &Facts<'_>, range: &NetworkRange) -> Decision {
+fn discover(
+    request: &Request,
+    facts: &Facts<'_>,
+    range: &NetworkRange,
+    now: Timestamp,
+) -> Decision {
     match facts.address.candidate {
         // Before anything is asked by ARP for it.
         _ if facts.address.over_share => Decision::Silent(Silence::UnknownShare),
-        Candidate::Ready(address) => lease(request, facts, range, ReplyKind::Offer, address),
+        Candidate::Ready(address) => lease(request, facts, range, ReplyKind::Offer, address, now),
         Candidate::Unprobed(address) => Decision::Probe(address),
         Candidate::None if facts.address.cut_off => Decision::Silent(Silence::CutOff),
         Candidate::None => Decision::Silent(Silence::PoolExhausted),
@@ -44,7 +49,12 @@ fn discover(request: &Request, facts: &Facts<'_>, range: &NetworkRange) -> Decis
 }
 
 /// Section 4.3.2, "generated during SELECTING state".
-fn selecting(request: &Request, facts: &Facts<'_>, range: &NetworkRange) -> Decision {
+fn selecting(
+    request: &Request,
+    facts: &Facts<'_>,
+    range: &NetworkRange,
+    now: Timestamp,
+) -> Decision {
     if !facts.arrival.is_ours {
         return Decision::Silent(Silence::OtherServer);
     }
@@ -55,11 +65,11 @@ fn selecting(request: &Request, facts: &Facts<'_>, range: &NetworkRange) -> Deci
     };
     match facts.address.requested {
         Standing::NotAsked => Decision::Silent(Silence::Senseless),
-        Standing::Its => lease(request, facts, range, ReplyKind::Ack, address),
+        Standing::Its => lease(request, facts, range, ReplyKind::Ack, address, now),
         // We have forgotten our offer, by a restart or because it took long: it chose us, and
         // nobody else has the address.
         Standing::Free if claim(&facts.address).is_none() => {
-            lease(request, facts, range, ReplyKind::Ack, address)
+            lease(request, facts, range, ReplyKind::Ack, address, now)
         }
         Standing::Free => nak(request, NakReason::WrongAddress),
         Standing::Taken => nak(request, NakReason::Taken),
@@ -73,7 +83,12 @@ fn selecting(request: &Request, facts: &Facts<'_>, range: &NetworkRange) -> Deci
 
 /// Section 4.3.2, the other three: INIT-REBOOT (option 50, no ciaddr), RENEWING and REBINDING
 /// (ciaddr, no option 50). They differ in how the answer travels, not in what it is.
-fn remembering(request: &Request, facts: &Facts<'_>, range: &NetworkRange) -> Decision {
+fn remembering(
+    request: &Request,
+    facts: &Facts<'_>,
+    range: &NetworkRange,
+    now: Timestamp,
+) -> Decision {
     // Table 5: one of the two, never both; where they agree no harm is done.
     let address = match (request.requested, request.ciaddr) {
         (Some(a), Some(b)) if a != b => return Decision::Silent(Silence::Senseless),
@@ -83,7 +98,7 @@ fn remembering(request: &Request, facts: &Facts<'_>, range: &NetworkRange) -> De
     let known = claim(&facts.address).is_some();
     match facts.address.requested {
         Standing::NotAsked => Decision::Silent(Silence::Senseless),
-        Standing::Its => lease(request, facts, range, ReplyKind::Ack, address),
+        Standing::Its => lease(request, facts, range, ReplyKind::Ack, address, now),
         Standing::Elsewhere => nak(request, NakReason::WrongNetwork),
         // "If the DHCP server has no record of this client, then it MUST remain silent."
         Standing::Free | Standing::Taken | Standing::NotServed if !known => {
@@ -110,6 +125,7 @@ fn inform(request: &Request, facts: &Facts<'_>, range: &NetworkRange) -> Decisio
         shape: Shape::Inform,
         your_ip: None,
         lease_seconds: None,
+        is_durable: false,
         boot,
         to: Destination::Unicast(address),
         refusal,
@@ -167,16 +183,20 @@ fn lease(
     range: &NetworkRange,
     kind: ReplyKind,
     address: Ipv4Addr,
+    now: Timestamp,
 ) -> Decision {
     if facts.address.over_share {
         return Decision::Silent(Silence::UnknownShare);
     }
     let (boot, refusal) = boot_part(request, facts);
+    let seconds = lease_seconds(request, range);
+    let left = left_of_its_own(request, &facts.address, address, seconds, now);
     Decision::Reply(Box::new(Reply {
         kind,
         shape: Shape::Full,
         your_ip: Some(address),
-        lease_seconds: Some(lease_seconds(request, range)),
+        lease_seconds: Some(left.unwrap_or(seconds)),
+        is_durable: left.is_some(),
         boot,
         to: destination(request, address),
         refusal,
@@ -189,6 +209,36 @@ fn lease_seconds(request: &Request, range: &NetworkRange) -> u32 {
     request.wanted_seconds.map_or(range.lease_seconds, |wish| {
         wish.max(LEAST_LEASE_SECONDS).min(range.lease_seconds)
     })
+}
+
+/// Seconds that are left of the lease that the machine holds, where that is just what it would be
+/// given: it was written a short while ago, and is promised as far as it was written. A machine
+/// that boots asks several times within a minute (its ROM, the loader, the kernel, the system).
+fn left_of_its_own(
+    request: &Request,
+    facts: &AddressFacts,
+    address: Ipv4Addr,
+    seconds: u32,
+    now: Timestamp,
+) -> Option<u32> {
+    let lease = facts.lease.as_ref()?;
+    let is_the_same = lease.state == LeaseState::Active
+        && (lease.address, lease.length_seconds) == (address, seconds)
+        && lease.client_identifier == request.client_identifier
+        && lease.hostname == request.hostname
+        && lease.relay_information == request.relay_information;
+    if facts.keep_percent == 0 || !is_the_same {
+        return None;
+    }
+    if seconds == Lease::INFINITE {
+        return Some(seconds);
+    }
+    // A part of a second that is gone counts whole: it must end here no sooner than there.
+    let gone = u64::try_from((now - lease.starts_at).num_milliseconds())
+        .ok()?
+        .div_ceil(1000);
+    (gone * 100 <= u64::from(seconds) * u64::from(facts.keep_percent))
+        .then(|| seconds.saturating_sub(u32::try_from(gone).unwrap_or(u32::MAX)))
 }
 
 /// Section 4.1: the relay; else the address that the client has and answers ARP for; else
@@ -214,6 +264,7 @@ fn nak(request: &Request, reason: NakReason) -> Decision {
         shape: Shape::Nak,
         your_ip: None,
         lease_seconds: None,
+        is_durable: false,
         boot: super::Boot::Nothing,
         to: request
             .giaddr

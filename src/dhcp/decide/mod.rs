@@ -85,6 +85,10 @@ pub struct AddressFacts {
     pub over_share: bool,
     /// The database can't be asked, and other servers share it.
     pub cut_off: bool,
+    /// So much of its lease may be gone, percent, and an ACK still says what is left of it instead
+    /// of writing it anew; 0: each ACK writes. Also 0 where other servers share the database: what
+    /// they wrote a moment ago may not have been heard of here.
+    pub keep_percent: u8,
     /// Another server may have leased it the address that it asks for, and nobody could tell us.
     pub unsure: bool,
 }
@@ -179,8 +183,11 @@ pub struct Reply {
     pub shape: Shape,
     /// yiaddr.
     pub your_ip: Option<Ipv4Addr>,
-    /// Lease to hold (OFFER) or to store before sending (ACK), seconds.
+    /// Lease to hold (OFFER) or to store before sending (ACK), seconds; of one that is durable,
+    /// what is left.
     pub lease_seconds: Option<u32>,
+    /// The lease is durable as it is: nothing is to be stored.
+    pub is_durable: bool,
     /// Boot part.
     pub boot: Boot,
     /// Where to.
@@ -347,7 +354,7 @@ crate::model::words! {
 
 /// Decides. See RFC 2131 section 4.3 for the branches.
 ///
-/// `now` tells whether a lease still lasts; nothing else depends on time.
+/// `now` tells whether a lease still lasts, and how much of it is gone; nothing else depends on time.
 #[must_use]
 pub fn decide(request: &Request, facts: &Facts<'_>, now: Timestamp) -> Decision {
     let Some(range) = facts.range else {

@@ -50,6 +50,7 @@ fn answer(request: &Request, facts: &Facts<'_>, kind: ReplyKind, to: Destination
             shape: Shape::Proxy,
             your_ip: None,
             lease_seconds: None,
+            is_durable: false,
             boot,
             to,
             refusal,

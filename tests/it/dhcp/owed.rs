@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::lan::{Host, Lan, wait_for};
 use super::postgres::Database;
-use super::raw::{ACK, DISCOVER, Message, NAK, RELEASE, REQUEST, Talker};
+use super::raw::{ACK, Answer, DISCOVER, Message, NAK, RELEASE, REQUEST, Talker};
 use super::server::{Server, Settings, client, prepare, range};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -81,6 +81,11 @@ impl Site {
     }
 }
 
+/// Option 51 of an answer, seconds.
+fn lasts(answer: &Answer) -> u32 {
+    u32::from_be_bytes(answer.options[&51].as_slice().try_into().unwrap())
+}
+
 fn paid(server: &Server) {
     wait_for("all is paid", SOON, || {
         (server.metric("leases_owing") == 0).then_some(())
@@ -89,7 +94,8 @@ fn paid(server: &Server) {
 
 #[test]
 fn what_the_database_cannot_write_is_owed_and_paid_in_order() {
-    let site = Site::new(true);
+    let mut site = Site::new(true);
+    site.settings.keep_percent = 0;
     let server = site.start();
     let before = site.talker.lease(mac(1), 1).unwrap();
     site.no_leases();
@@ -113,6 +119,74 @@ fn what_the_database_cannot_write_is_owed_and_paid_in_order() {
     let owed = server.metric("leases_owed_total");
     site.talker.lease(mac(4), 6).unwrap();
     assert_eq!(server.metric("leases_owed_total"), owed);
+}
+
+#[test]
+fn a_lease_that_is_durable_is_acknowledged_for_what_is_left_of_it() {
+    let site = Site::new(true);
+    let server = site.start();
+    let counts = || {
+        [
+            "leases_kept_total",
+            "leases_stored_total",
+            "leases_owed_total",
+        ]
+        .map(|name| server.metric(name))
+    };
+    let begins = |n: u8| {
+        site.database.query(&format!(
+            "select extract(epoch from starts_at) from leases where mac = '52:54:00:78:00:{n:02x}'"
+        ))
+    };
+    let first = site.talker.lease(mac(1), 1).unwrap();
+    let (begun, length) = (begins(1), lasts(&first));
+    assert_eq!(counts(), [0, 1, 0]);
+    // The loader of the same boot asks, and who remembers its address, while nothing can be written.
+    site.no_leases();
+    std::thread::sleep(Duration::from_millis(1100));
+    let again = site.talker.lease_as(mac(1), 2, Message::pxe).unwrap();
+    assert_eq!(again.address, first.address);
+    assert!(
+        (length - 30..=length - 2).contains(&lasts(&again)),
+        "{}",
+        lasts(&again)
+    );
+    let remembers = Message::new(REQUEST, mac(1), 3).requesting(first.address);
+    assert_eq!(site.talker.ask(&remembers).unwrap().kind, ACK);
+    assert_eq!(counts(), [2, 1, 0]);
+    site.leases_again();
+    // One that would be another is written.
+    let named = |message: Message| message.with(12, b"pc-one");
+    let named = site.talker.lease_as(mac(1), 4, named).unwrap();
+    assert_eq!(lasts(&named), length);
+    assert_eq!(counts(), [2, 2, 0]);
+    assert_ne!(begins(1), begun);
+    // So is one that was given back, or that somebody took out of the table.
+    site.release(1, first.address);
+    wait_for("it is given back", SOON, || {
+        site.row(1).ends_with("released").then_some(())
+    });
+    assert_eq!(site.talker.lease(mac(1), 5).unwrap().address, first.address);
+    assert_eq!(counts(), [2, 3, 0]);
+    site.database.query("delete from leases");
+    wait_for("the table is heard of", SOON, || {
+        site.talker.lease(mac(1), 6);
+        (site.row(1) == format!("{}|active", first.address)).then_some(())
+    });
+}
+
+#[test]
+fn where_servers_share_a_database_each_ack_is_written() {
+    let site = Site::new(false);
+    let server = site.start();
+    let first = site.talker.lease(mac(9), 1).unwrap();
+    let again = site.talker.lease(mac(9), 2).unwrap();
+    assert_eq!(
+        (again.address, lasts(&again)),
+        (first.address, lasts(&first))
+    );
+    assert_eq!(server.metric("leases_stored_total"), 2);
+    assert_eq!(server.metric("leases_kept_total"), 0);
 }
 
 #[test]

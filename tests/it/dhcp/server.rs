@@ -40,6 +40,8 @@ pub(crate) struct Settings {
     pub(crate) server_id: Uuid,
     /// No other server shares the catalog.
     pub(crate) sole: bool,
+    /// As in the configuration.
+    pub(crate) keep_percent: u8,
     /// Where its journals lie, also for the next one with the same settings.
     pub(crate) journals: Arc<tempfile::TempDir>,
     /// Where the server puts its disks and its tracker once it has them.
@@ -53,6 +55,7 @@ impl Default for Settings {
             unknown_clients: UnknownClients::Register { cap: 100 },
             server_id: Uuid::new_v4(),
             sole: false,
+            keep_percent: 25,
             journals: Arc::new(tempfile::tempdir().unwrap()),
             disks: Arc::default(),
         }
@@ -259,6 +262,7 @@ async fn serve(
     };
     let options = DhcpOptions {
         unknown_share_percent: 90,
+        keep_percent: settings.keep_percent,
         interfaces: settings.interfaces,
         ports: Ports::default(),
         http_port: 8069,

@@ -202,3 +202,112 @@ fn p18_port_4011_acknowledges_to_the_sender() {
         assert_eq!(wrong.silence(), Silence::WrongPort);
     }
 }
+
+// ---- a lease that need not be written again ----
+
+/// A machine that has had its lease for so many milliseconds, and may keep it as it is until a
+/// quarter of it is gone.
+fn holding(packet: Packet, gone: i64) -> Case {
+    let mut case = case(packet)
+        .ours()
+        .leased(IT)
+        .standing(Standing::Its)
+        .candidate(ready(IT));
+    case.address.keep_percent = 25;
+    edit(&mut case, |lease| {
+        lease.starts_at = at(10) - chrono::TimeDelta::milliseconds(gone);
+    });
+    case
+}
+
+fn edit(case: &mut Case, change: impl FnOnce(&mut Lease)) {
+    if let Some(lease) = case.address.lease.as_mut() {
+        change(lease);
+    }
+}
+
+#[test]
+fn what_is_left_of_a_lease_is_said_while_little_of_it_is_gone() {
+    let again = || packet(REQUEST).address(54, "10.0.0.1").address(50, IT);
+    for (gone, want) in [
+        (0, (true, 3600)),
+        (1, (true, 3599)),
+        (1_000, (true, 3599)),
+        (1_001, (true, 3598)),
+        (900_000, (true, 2700)),
+        (900_001, (false, 3600)),
+        (3_599_000, (false, 3600)),
+        (4_000_000, (false, 3600)),
+        // It begins in the future: a clock was set.
+        (-5_000, (false, 3600)),
+    ] {
+        for request in [
+            again(),
+            packet(REQUEST).address(50, IT),
+            packet(REQUEST).ciaddr(IT),
+        ] {
+            let ack = holding(request, gone).reply();
+            assert_eq!(ack.kind, ReplyKind::Ack);
+            assert_eq!(
+                (ack.is_durable, ack.lease_seconds),
+                (want.0, Some(want.1)),
+                "{gone}"
+            );
+        }
+        let offer = holding(packet(DISCOVER), gone).reply();
+        assert_eq!(offer.lease_seconds, Some(want.1), "the offer says the same");
+    }
+}
+
+#[test]
+fn a_lease_that_would_be_another_is_written() {
+    type Change = (&'static str, fn(&mut Case));
+    let changes: [Change; 9] = [
+        ("other servers share the database", |c| {
+            c.address.keep_percent = 0;
+        }),
+        ("no lease", |c| c.address.lease = None),
+        ("given back", |c| {
+            edit(c, |l| l.state = LeaseState::Released);
+        }),
+        ("another address", |c| {
+            edit(c, |l| l.address = ip("10.0.0.151"));
+        }),
+        ("another length", |c| {
+            edit(c, |l| l.length_seconds = 1800);
+        }),
+        ("the range's length was changed", |c| {
+            if let Some(range) = c.range.as_mut() {
+                range.lease_seconds = 7200;
+            }
+        }),
+        ("another client identifier", |c| {
+            edit(c, |l| l.client_identifier = Some(vec![1]));
+        }),
+        ("another name", |c| {
+            edit(c, |l| l.hostname = Some("pc-7".parse().unwrap()));
+        }),
+        ("another relay", |c| {
+            edit(c, |l| l.relay_information = Some(vec![1, 1, 7]));
+        }),
+    ];
+    let same = holding(packet(REQUEST).ciaddr(IT), 5_000);
+    assert!(same.reply().is_durable);
+    for (what, change) in changes {
+        let mut case = same.clone();
+        change(&mut case);
+        assert!(!case.reply().is_durable, "{what}");
+    }
+}
+
+#[test]
+fn a_lease_without_an_end_is_written_once() {
+    let mut case = holding(packet(REQUEST).ciaddr(IT), 900_000_000)
+        .range(|r| r.lease_seconds = Lease::INFINITE);
+    edit(&mut case, |l| l.length_seconds = Lease::INFINITE);
+    let ack = case.reply();
+    assert_eq!(
+        (ack.is_durable, ack.lease_seconds),
+        (true, Some(Lease::INFINITE))
+    );
+}

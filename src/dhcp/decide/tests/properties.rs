@@ -73,7 +73,7 @@ fn cases() -> impl Strategy<Value = Case> {
         any::<bool>(),
         candidate,
         standing,
-        0_u32..7,
+        (0_u32..7, prop_oneof![Just(0_u8), Just(25)], -20_i64..4000),
         (
             proptest::bool::weighted(0.1),
             proptest::bool::weighted(0.3),
@@ -100,16 +100,21 @@ fn cases() -> impl Strategy<Value = Case> {
     );
     (packets(), address, policy, any::<bool>(), 0_u8..10).prop_map(
         |(packet, address, policy, ours, nowhere)| {
-            let (reserved, leased, offered, candidate, standing, declines, kept) = address;
+            let (reserved, leased, offered, candidate, standing, numbers, kept) = address;
             let (mode, known_only, known, chainload, unknown, delivered, found, pxe) = policy;
             let mut case = case(packet).standing(standing).candidate(candidate);
+            let (declines, keep_percent, gone) = numbers;
             case.address.declines = declines;
+            case.address.keep_percent = keep_percent;
             (
                 case.address.over_share,
                 case.address.cut_off,
                 case.address.unsure,
             ) = kept;
             case = leased.into_iter().fold(case, Case::leased);
+            if let Some(lease) = case.address.lease.as_mut() {
+                lease.starts_at = at(10) - chrono::TimeDelta::seconds(gone);
+            }
             if reserved {
                 case = case.reserved(IT);
             }
@@ -226,6 +231,12 @@ proptest! {
                 prop_assert!(record || case.is_ours || reason == NakReason::WrongNetwork);
             }
             prop_assert_eq!(reply.your_ip.is_some(), reply.lease_seconds.is_some());
+            // What is not stored anew is promised no longer than it is durable.
+            if reply.is_durable {
+                let lease = facts.lease.as_ref().filter(|l| reply.your_ip == Some(l.address));
+                let ends = at(10) + chrono::TimeDelta::seconds(reply.lease_seconds.unwrap_or(0).into());
+                prop_assert!(lease.and_then(Lease::ends_at).is_some_and(|end| ends <= end));
+            }
             prop_assert_eq!(reply.your_ip.is_some(), reply.shape == Shape::Full);
             prop_assert!(reply.refusal.is_none() || reply.boot == Boot::Nothing);
             prop_assert!(reply.boot == Boot::Nothing || asked.is_boot());

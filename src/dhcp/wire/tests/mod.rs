@@ -28,6 +28,7 @@ fn reply(kind: ReplyKind, shape: Shape, boot: Boot) -> Reply {
         shape,
         your_ip: address,
         lease_seconds: address.map(|_| 3600),
+        is_durable: false,
         boot,
         to: Destination::Broadcast,
         refusal: None,
