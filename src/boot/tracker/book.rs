@@ -23,7 +23,8 @@ pub(super) struct Book {
     server_id: Uuid,
     rules: Rules,
     caps: Caps,
-    open: HashMap<MacAddr, Boot>,
+    /// Boxed, here and below: a table of thousands that grows moves words, not kilobytes.
+    open: HashMap<MacAddr, Box<Boot>>,
     by_id: HashMap<Uuid, MacAddr>,
     by_address: HashMap<Ipv4Addr, MacAddr>,
     /// Open attempts of machines without a client.
@@ -32,7 +33,7 @@ pub(super) struct Book {
     second: Timestamp,
     strangers_new: u32,
     /// Ended attempts by id, forgotten after [`REMEMBER`].
-    ended: HashMap<Uuid, Boot>,
+    ended: HashMap<Uuid, Box<Boot>>,
     /// Ended in an earlier run, though the database may not say so yet.
     ended_before: HashSet<Uuid>,
     /// The latest ended one of a machine.
@@ -236,7 +237,7 @@ impl Book {
                 let before = boot.last_event_at();
                 let effects = boot.restart(newer.attempt().started_at.max(before));
                 let step = step_of(&boot, before, effects);
-                self.bury(boot, now);
+                self.bury(Box::new(boot), now);
                 vec![step]
             }
             Some(_) => {
@@ -282,7 +283,7 @@ impl Book {
     }
 
     pub(super) fn by_mac(&self, mac: MacAddr) -> Option<OpenAttempt> {
-        self.open.get(&mac).map(view)
+        self.open.get(&mac).map(|boot| view(boot))
     }
 
     pub(super) fn by_id(&self, id: Uuid) -> Option<OpenAttempt> {
@@ -372,10 +373,10 @@ impl Book {
         if attempt.client_id.is_none() {
             self.strangers.insert(mac);
         }
-        self.open.insert(mac, boot);
+        self.open.insert(mac, Box::new(boot));
     }
 
-    fn bury(&mut self, boot: Boot, at: Timestamp) {
+    fn bury(&mut self, boot: Box<Boot>, at: Timestamp) {
         let (id, mac) = (boot.attempt().id, boot.attempt().mac);
         self.by_id.remove(&id);
         if !self.open.contains_key(&mac) {
@@ -403,7 +404,7 @@ impl Book {
             }
             self.forget.pop_front();
             let boot = self.ended.get(&id);
-            let until = match boot.and_then(Boot::late_beat) {
+            let until = match boot.and_then(|b| b.late_beat()) {
                 // It still talks, or works on its disk: keep its address safe.
                 Some(at) if at + REMEMBER > now => Some(at + REMEMBER),
                 _ => boot.filter(|b| b.holds_disk()).map(|_| now + REMEMBER),
