@@ -236,11 +236,11 @@ async fn commit(
     // make it look machine by machine, and `ctid` makes it take those rows by their place, however
     // many leases there are: the plan is made once, often while there are none. (That a place
     // costs little more than the next page is said in `connect`; without it the plan of an empty table
-    // reads all of it.) What comes late (its server stood still, or paid what it owed) takes
-    // nothing newer away: neither the machine's lease of another address nor time of the same one.
-    // Servers have PostgreSQL's clock but for a little, and a clock that was wrong binds nobody.
-    // Subqueries with a value, not EXISTS, for the same reason: those would be
-    // hashed, whole tables of them.
+    // reads all of it.) For the same reason leases and clients are asked for a value, not by EXISTS: that
+    // would be hashed, a whole table of them. What comes late (its server stood still, or paid what
+    // it owed) takes nothing newer away: neither the machine's lease of another address nor time of
+    // the same one. Servers have PostgreSQL's clock but for a little, and a clock that was wrong
+    // binds nobody.
     let rows = sqlx::query!(
         r#"WITH input AS (
                SELECT i.*, r.network FROM unnest($1::inet[], $2::uuid[], $3::text[], $4::bytea[], $5::text[], $6::text[],

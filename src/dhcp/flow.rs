@@ -84,7 +84,6 @@ pub(super) struct Core {
     pub(super) gates: Mutex<Gates>,
     pub(super) strangers: Mutex<Strangers>,
     /// Of which range, and when last, it was said that strangers have used up their share.
-    /// Of which range, and when last, it was said that strangers have used up their share.
     pub(super) share_told: Mutex<HashMap<Uuid, Timestamp>>,
 }
 
