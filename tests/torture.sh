@@ -1,10 +1,12 @@
 #!/bin/bash
 # `make torture`: the long versions of the seeded tests. SEED=n (or DLS_SEED) repeats a run,
-# ONLY='test(kill_9)' takes a part of it (a filter of nextest's).
+# ONLY='test(kill_9)' takes a part of it (a filter of nextest's). OLDER=PATH, of a `dls` of an older
+# version: the four servers of the histories begin with it, and are of this one after each kill.
 # Everything goes to docs/torture.log and docs/torture-zfs.log too.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export DLS_TORTURE=1 DLS_SEED=${SEED:-${DLS_SEED:-$((RANDOM * 32768 + RANDOM))}}
+export DLS_OLDER=${OLDER:-}
 # A million random operations over each protocol; as many thousands on a chain of layers as a run can bear.
 export DLS_TORTURE_OPS=1000000 DLS_NBD_OPERATIONS=1000000 DLS_MODEL_ROUNDS=${DLS_MODEL_ROUNDS:-200000}
 # Words of the names of tests: docs/tests.md says which row each is of.

@@ -273,12 +273,20 @@ impl<'a> Database<'a> {
     }
 }
 
+/// The binary of an older version that a run begins with, if any (`DLS_OLDER`).
+pub(crate) fn older() -> Option<PathBuf> {
+    std::env::var_os("DLS_OLDER")
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
+}
+
 /// One `dls serve`.
 pub(crate) struct Server<'a> {
     lab: &'a Lab,
     pub(crate) number: usize,
     namespace: String,
     pub(crate) address: Ipv4Addr,
+    program: PathBuf,
     process: Option<Child>,
 }
 
@@ -302,6 +310,7 @@ impl<'a> Server<'a> {
             number,
             namespace,
             address,
+            program: older().unwrap_or_else(|| PROGRAM.into()),
             process: None,
         };
         fs::write(made.config(), text).expect("a configuration");
@@ -317,11 +326,16 @@ impl<'a> Server<'a> {
     }
 
     pub(crate) fn command(&self, words: &str) -> Command {
-        let mut command =
-            self.lab
-                .command_in(&self.namespace, PROGRAM, ["--config".into(), self.config()]);
+        let program = self.program.as_os_str();
+        let config = ["--config".into(), self.config()];
+        let mut command = self.lab.command_in(&self.namespace, program, config);
         command.args(words.split_whitespace());
         command
+    }
+
+    /// From its next start on it is of this version.
+    pub(crate) fn upgrade(&mut self) {
+        self.program = PROGRAM.into();
     }
 
     pub(crate) fn start(&mut self) {

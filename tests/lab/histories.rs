@@ -198,6 +198,8 @@ impl<'a> Site<'a> {
                 self.standing[n].frozen = false;
             }
             Harm::Start(n) => {
+                // Where the run began with an older version this is a rolling upgrade.
+                self.servers[n].upgrade();
                 self.servers[n].start();
                 self.standing[n].killed = false;
             }

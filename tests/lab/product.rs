@@ -215,6 +215,13 @@ impl<'a> Dls<'a> {
         finish(&mut self.command(&["psql", "-c", sql]))
     }
 
+    /// Its database answers.
+    pub(crate) fn has_database(&self) -> bool {
+        output(&mut self.command(&["psql", "-c", "select 1"]))
+            .status
+            .success()
+    }
+
     /// The rows of a query, as JSON objects.
     pub(crate) fn rows(&self, query: &str) -> Vec<Value> {
         let sql = format!(

@@ -234,9 +234,8 @@ fn left_of_its_own(
         return Some(seconds);
     }
     // A part of a second that is gone counts whole: it must end here no sooner than there.
-    let gone = u64::try_from((now - lease.starts_at).num_milliseconds())
-        .ok()?
-        .div_ceil(1000);
+    let gone = (now - lease.starts_at).num_microseconds()?;
+    let gone = u64::try_from(gone).ok()?.div_ceil(1_000_000);
     (gone * 100 <= u64::from(seconds) * u64::from(facts.keep_percent))
         .then(|| seconds.saturating_sub(u32::try_from(gone).unwrap_or(u32::MAX)))
 }

@@ -205,7 +205,7 @@ fn p18_port_4011_acknowledges_to_the_sender() {
 
 // ---- a lease that need not be written again ----
 
-/// A machine that has had its lease for so many milliseconds, and may keep it as it is until a
+/// A machine that has had its lease for so many microseconds, and may keep it as it is until a
 /// quarter of it is gone.
 fn holding(packet: Packet, gone: i64) -> Case {
     let mut case = case(packet)
@@ -215,7 +215,7 @@ fn holding(packet: Packet, gone: i64) -> Case {
         .candidate(ready(IT));
     case.address.keep_percent = 25;
     edit(&mut case, |lease| {
-        lease.starts_at = at(10) - chrono::TimeDelta::milliseconds(gone);
+        lease.starts_at = at(10) - chrono::TimeDelta::microseconds(gone);
     });
     case
 }
@@ -232,14 +232,14 @@ fn what_is_left_of_a_lease_is_said_while_little_of_it_is_gone() {
     for (gone, want) in [
         (0, (true, 3600)),
         (1, (true, 3599)),
-        (1_000, (true, 3599)),
-        (1_001, (true, 3598)),
-        (900_000, (true, 2700)),
-        (900_001, (false, 3600)),
-        (3_599_000, (false, 3600)),
-        (4_000_000, (false, 3600)),
+        (1_000_000, (true, 3599)),
+        (1_000_001, (true, 3598)),
+        (900_000_000, (true, 2700)),
+        (900_000_001, (false, 3600)),
+        (3_599_000_000, (false, 3600)),
+        (4_000_000_000, (false, 3600)),
         // It begins in the future: a clock was set.
-        (-5_000, (false, 3600)),
+        (-5_000_000, (false, 3600)),
     ] {
         for request in [
             again(),
@@ -291,7 +291,7 @@ fn a_lease_that_would_be_another_is_written() {
             edit(c, |l| l.relay_information = Some(vec![1, 1, 7]));
         }),
     ];
-    let same = holding(packet(REQUEST).ciaddr(IT), 5_000);
+    let same = holding(packet(REQUEST).ciaddr(IT), 5_000_000);
     assert!(same.reply().is_durable);
     for (what, change) in changes {
         let mut case = same.clone();
@@ -302,7 +302,7 @@ fn a_lease_that_would_be_another_is_written() {
 
 #[test]
 fn a_lease_without_an_end_is_written_once() {
-    let mut case = holding(packet(REQUEST).ciaddr(IT), 900_000_000)
+    let mut case = holding(packet(REQUEST).ciaddr(IT), 900_000_000_000_000)
         .range(|r| r.lease_seconds = Lease::INFINITE);
     edit(&mut case, |l| l.length_seconds = Lease::INFINITE);
     let ack = case.reply();
