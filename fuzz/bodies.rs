@@ -195,6 +195,7 @@ pub fn dhcp_decide(data: &[u8]) {
             },
             now,
         ),
+        keep_percent: if knobs[15] & 8 != 0 { 25 } else { 0 },
         boot: BootFacts {
             loader: if bit(3) {
                 Loader::Found("snponly.efi".into())

@@ -4,10 +4,9 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use chrono::TimeDelta;
-use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::commit::{HEDGE, Operation, Verdict};
+use super::commit::{Operation, Verdict, boots_synced};
 use super::decide::{Boot, BootRefusal, Destination, NakReason, Port, Reply, ReplyKind, Shape};
 use super::facts::{Case, speaker};
 use super::flow::{Core, OFFER_SECONDS};
@@ -74,6 +73,11 @@ impl Core {
             return;
         };
         let mac = case.request.mac;
+        if reply.kind == ReplyKind::Ack && reply.is_durable {
+            self.book().unhold(range_id, mac);
+            self.affirm(case, snapshot, reply, now);
+            return;
+        }
         let until = now + TimeDelta::seconds(OFFER_SECONDS);
         let relay = relay_key(case.request.relay_information.as_deref());
         let held = self
@@ -86,11 +90,6 @@ impl Core {
         }
         if reply.kind != ReplyKind::Ack {
             self.answer(&case, snapshot, reply, now);
-            return;
-        }
-        if reply.is_durable {
-            self.book().unhold(range_id, mac);
-            self.affirm(case, snapshot, reply, now);
             return;
         }
         let lease = Lease {
@@ -131,8 +130,7 @@ impl Core {
         self.gates().in_flight.insert(case.request.mac);
         let core = self.clone();
         self.tasks.spawn(async move {
-            // A disk that hangs is no reason to keep quiet about what is durable.
-            timeout(HEDGE, core.tracker.sync()).await.ok();
+            boots_synced(&core.tracker).await;
             core.settled(Ticket { case, reply }, Verdict::Stored);
         });
     }

@@ -63,7 +63,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A lease that can be owed does not wait longer for the database: the client is to have its
 /// answer within 200 ms.
-pub(super) const HEDGE: Duration = Duration::from_millis(150);
+const HEDGE: Duration = Duration::from_millis(150);
 
 /// An address that the database refuses without having a lease of it is left alone for so long.
 const ASIDE: TimeDelta = TimeDelta::seconds(15);
@@ -303,9 +303,7 @@ impl<T: Send + 'static> Committer<T> {
                 false => self.store_rows(&leases).await,
             }
         };
-        // A disk of ours that hangs is no reason to keep quiet about what the database has.
-        let noted = tokio::time::timeout(HEDGE, self.boots.sync());
-        let ((verdicts, health), _) = tokio::join!(stored, noted);
+        let ((verdicts, health), ()) = tokio::join!(stored, boots_synced(&self.boots));
         (self.report)(tickets.into_iter().zip(verdicts).collect());
         health
     }
@@ -518,6 +516,12 @@ impl<T: Send + 'static> Committer<T> {
             .await
             .unwrap_or_else(|_| Err(CatalogError::Unavailable("no answer in time".to_owned())))
     }
+}
+
+/// What was seen of boots is durable, as their ACK wants it; but a disk of ours that hangs is no
+/// reason to keep quiet about what the database has.
+pub(super) async fn boots_synced(boots: &Tracker) {
+    tokio::time::timeout(HEDGE, boots.sync()).await.ok();
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -170,6 +170,10 @@ impl Core {
             range: case.range.as_deref(),
             client: case.client.as_deref(),
             address: self.address_facts(case, snapshot, ours, now),
+            keep_percent: match self.claim.is_shared() {
+                true => 0,
+                false => self.keep_percent,
+            },
             boot: self.boot_facts(case, snapshot, now),
         }
     }

@@ -76,6 +76,8 @@ pub(super) struct Core {
     pub(super) ours: ArcSwap<HashSet<Ipv4Addr>>,
     pub(super) http_port: u16,
     pub(super) default_image: Option<String>,
+    /// As the configuration has it.
+    pub(super) keep_percent: u8,
     /// For how long this server's blocks are its own.
     pub(super) claim: Claim,
     /// To know whether the database is there.

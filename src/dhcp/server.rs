@@ -151,7 +151,6 @@ impl DhcpServer {
                     .is_some_and(|c| is_registered(c))
             }),
         );
-        book.keep(options.keep_percent);
         if !options.sole {
             book.share();
         }
@@ -171,6 +170,7 @@ impl DhcpServer {
             ours: ArcSwap::default(),
             http_port: options.http_port,
             default_image: options.default_image.clone(),
+            keep_percent: options.keep_percent,
             catalog: catalog.clone(),
             tasks: TaskTracker::new(),
             gates: Mutex::new(Gates::default()),

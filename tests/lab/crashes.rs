@@ -168,8 +168,8 @@ fn a_boot_goes_on_while_the_database_is_killed() {
         "client add --mac {MAC} --hostname pc-01 --image testos"
     ));
     let mut machine = Board::new(Firmware::Bios, MAC).power_on(&lab);
-    // Some moment between power-on and the end of the running system, or just after it.
-    std::thread::sleep(Duration::from_millis(1000 + dice.below(7000)));
+    // Some moment between power-on and the running system, or just after its end.
+    std::thread::sleep(Duration::from_millis(2000 + dice.below(8000)));
     dls.kill_database();
     machine.expect("DLS-TEST-OS-UP", secs(120));
     machine.expect_off(secs(60));

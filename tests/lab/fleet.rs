@@ -274,7 +274,7 @@ impl<'a> Database<'a> {
 }
 
 /// The binary of an older version that a run begins with, if any (`DLS_OLDER`).
-pub(crate) fn older() -> Option<PathBuf> {
+fn older() -> Option<PathBuf> {
     std::env::var_os("DLS_OLDER")
         .filter(|path| !path.is_empty())
         .map(PathBuf::from)

@@ -190,7 +190,7 @@ fn lease(
     }
     let (boot, refusal) = boot_part(request, facts);
     let seconds = lease_seconds(request, range);
-    let left = left_of_its_own(request, &facts.address, address, seconds, now);
+    let left = left_of_its_own(request, facts, address, seconds, now);
     Decision::Reply(Box::new(Reply {
         kind,
         shape: Shape::Full,
@@ -216,12 +216,12 @@ fn lease_seconds(request: &Request, range: &NetworkRange) -> u32 {
 /// that boots asks several times within a minute (its ROM, the loader, the kernel, the system).
 fn left_of_its_own(
     request: &Request,
-    facts: &AddressFacts,
+    facts: &Facts<'_>,
     address: Ipv4Addr,
     seconds: u32,
     now: Timestamp,
 ) -> Option<u32> {
-    let lease = facts.lease.as_ref()?;
+    let lease = facts.address.lease.as_ref()?;
     let is_the_same = lease.state == LeaseState::Active
         && (lease.address, lease.length_seconds) == (address, seconds)
         && lease.client_identifier == request.client_identifier

@@ -61,6 +61,10 @@ pub struct Facts<'a> {
     pub client: Option<&'a Client>,
     /// Who has which address.
     pub address: AddressFacts,
+    /// So much of a lease may be gone, percent, and an ACK still says what is left of it instead
+    /// of writing it anew; 0: each ACK writes. Also 0 where other servers share the database: what
+    /// they wrote a moment ago may not have been heard of here.
+    pub keep_percent: u8,
     /// What there is to boot with.
     pub boot: BootFacts,
 }
@@ -85,10 +89,6 @@ pub struct AddressFacts {
     pub over_share: bool,
     /// The database can't be asked, and other servers share it.
     pub cut_off: bool,
-    /// So much of its lease may be gone, percent, and an ACK still says what is left of it instead
-    /// of writing it anew; 0: each ACK writes. Also 0 where other servers share the database: what
-    /// they wrote a moment ago may not have been heard of here.
-    pub keep_percent: u8,
     /// Another server may have leased it the address that it asks for, and nobody could tell us.
     pub unsure: bool,
 }

@@ -61,8 +61,6 @@ pub struct Book {
     /// When each range was last asked for.
     asked: HashMap<Uuid, Timestamp>,
     shares: Shares,
-    /// See [`AddressFacts::keep_percent`].
-    keep_percent: u8,
 }
 
 /// The part of a range's addresses that is other servers'.
@@ -130,11 +128,6 @@ impl Book {
             shares: Shares::new(percent, is_known),
             ..Self::default()
         }
-    }
-
-    /// See [`AddressFacts::keep_percent`]; no effect on a book that is shared.
-    pub fn keep(&mut self, percent: u8) {
-        self.keep_percent = percent;
     }
 
     /// Other servers share the catalog: what each may give away is said by [`Book::claim`].
@@ -291,10 +284,6 @@ impl Book {
         AddressFacts {
             over_share,
             cut_off: self.claims.is_some() && asker.reach == Reach::Own,
-            keep_percent: match self.claims {
-                None => self.keep_percent,
-                Some(_) => 0,
-            },
             unsure: asker.requested.is_some_and(|address| {
                 !(asker.is_reserved)(address) && self.is_others(range.id, address, asker.reach)
             }),

@@ -27,6 +27,7 @@ struct Case {
     range: Option<NetworkRange>,
     client: Option<Client>,
     address: AddressFacts,
+    keep_percent: u8,
     boot: BootFacts,
 }
 
@@ -38,6 +39,7 @@ fn case(packet: Packet) -> Case {
         range: Some(range()),
         client: None,
         address: AddressFacts::default(),
+        keep_percent: 0,
         boot: BootFacts {
             loader: Loader::Found("undionly.kpxe".into()),
             unknown: Unknown::Register,
@@ -114,6 +116,7 @@ impl Case {
             range: self.range.as_ref(),
             client: self.client.as_ref(),
             address: self.address.clone(),
+            keep_percent: self.keep_percent,
             boot: self.boot.clone(),
         };
         decide(&request(&self.packet), &facts, at(10))

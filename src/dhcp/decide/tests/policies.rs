@@ -213,7 +213,7 @@ fn holding(packet: Packet, gone: i64) -> Case {
         .leased(IT)
         .standing(Standing::Its)
         .candidate(ready(IT));
-    case.address.keep_percent = 25;
+    case.keep_percent = 25;
     edit(&mut case, |lease| {
         lease.starts_at = at(10) - chrono::TimeDelta::microseconds(gone);
     });
@@ -264,7 +264,7 @@ fn a_lease_that_would_be_another_is_written() {
     type Change = (&'static str, fn(&mut Case));
     let changes: [Change; 9] = [
         ("other servers share the database", |c| {
-            c.address.keep_percent = 0;
+            c.keep_percent = 0;
         }),
         ("no lease", |c| c.address.lease = None),
         ("given back", |c| {

@@ -105,7 +105,7 @@ fn cases() -> impl Strategy<Value = Case> {
             let mut case = case(packet).standing(standing).candidate(candidate);
             let (declines, keep_percent, gone) = numbers;
             case.address.declines = declines;
-            case.address.keep_percent = keep_percent;
+            case.keep_percent = keep_percent;
             (
                 case.address.over_share,
                 case.address.cut_off,
