@@ -108,7 +108,7 @@ async fn write_attempts(
              i.server_id, (SELECT r.id FROM network_ranges r WHERE r.id = i.range_id), i.arch, i.client_ip, i.boot_server_ip,
              i.started_at, i.ended_at, i.last_stage, i.outcome, i.reason, i.disk_bytes_read, i.disk_bytes_written,
              i.version_id, i.version_name
-         FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::uuid[], $8::uuid[], $9::text[],
+         FROM unnest((SELECT $1::uuid[]), $2::text[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::uuid[], $8::uuid[], $9::text[],
              $10::inet[], $11::inet[], $12::timestamptz[], $13::timestamptz[], $14::text[], $15::text[], $16::text[],
              $17::bigint[], $18::bigint[], $19::uuid[], $20::text[])
              AS i(id, mac, smbios_uuid, client_id, client_name, image_name, server_id, range_id, arch, client_ip, boot_server_ip,
@@ -168,10 +168,11 @@ async fn write_sessions(
              client_ip, boot_server_ip)
          SELECT s.id, c.id, i.id, s.started_at, s.ended_at, s.status, s.boot_time_seconds, s.error_message, s.client_ip,
              s.boot_server_ip
-         FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::timestamptz[], $6::text[], $7::int[], $8::text[],
+         FROM unnest((SELECT $1::uuid[]), $2::uuid[], $3::uuid[], $4::timestamptz[], $5::timestamptz[], $6::text[], $7::int[], $8::text[],
              $9::inet[], $10::inet[])
              AS s(id, client_id, image_id, started_at, ended_at, status, boot_time_seconds, error_message, client_ip, boot_server_ip)
-         JOIN clients c ON c.id = s.client_id JOIN images i ON i.id = s.image_id
+         CROSS JOIN LATERAL (SELECT id FROM clients WHERE id = s.client_id LIMIT 1) c
+         CROSS JOIN LATERAL (SELECT id FROM images WHERE id = s.image_id LIMIT 1) i
          ORDER BY s.id
          ON CONFLICT (id) DO UPDATE SET client_id = EXCLUDED.client_id, image_id = EXCLUDED.image_id,
              started_at = EXCLUDED.started_at, ended_at = EXCLUDED.ended_at, status = EXCLUDED.status,
@@ -205,8 +206,8 @@ async fn write_events(
     let done = sqlx::query!(
         "INSERT INTO boot_events (session_id, at, stage, detail)
          SELECT a.id, e.at, e.stage, e.detail
-         FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::jsonb[]) WITH ORDINALITY AS e(session_id, at, stage, detail, n)
-         JOIN boot_attempts a ON a.id = e.session_id
+         FROM unnest((SELECT $1::uuid[]), $2::timestamptz[], $3::text[], $4::jsonb[]) WITH ORDINALITY AS e(session_id, at, stage, detail, n)
+         CROSS JOIN LATERAL (SELECT id FROM boot_attempts WHERE id = e.session_id LIMIT 1) a
          ORDER BY e.n
          ON CONFLICT (session_id, at, stage, md5(detail::text)) DO UPDATE SET stage = EXCLUDED.stage",
         &sessions,

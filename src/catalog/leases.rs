@@ -84,7 +84,7 @@ impl Catalog {
             sqlx::query_scalar!(
                 r#"SELECT NOT i.declined AND EXISTS (SELECT 1 FROM leases x WHERE x.range_id = i.range_id AND x.mac = i.mac
                        AND x.state <> 'declined' AND x.starts_at > i.starts_at) AS "outdated!"
-                   FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::boolean[]) WITH ORDINALITY
+                   FROM unnest((SELECT $1::uuid[]), $2::text[], $3::timestamptz[], $4::boolean[]) WITH ORDINALITY
                        AS i(range_id, mac, starts_at, declined, n) ORDER BY n"#,
                 ranges,
                 macs,
@@ -237,13 +237,15 @@ async fn commit(
     // many leases there are: the plan is made once, often while there are none. (That a place
     // costs little more than the next page is said in `connect`; without it the plan of an empty table
     // reads all of it.) For the same reason leases and clients are asked for a value, not by EXISTS: that
-    // would be hashed, a whole table of them. What comes late (its server stood still, or paid what
+    // would be hashed, a whole table of them. And it is made once only because the addresses are a
+    // value, (SELECT $1): of an array PostgreSQL sees the length, holds a plan for any length for worse
+    // than one for that of a few, and plans those anew each time, which takes longer than they do. What comes late (its server stood still, or paid what
     // it owed) takes nothing newer away: neither the machine's lease of another address nor time of
     // the same one. Servers have PostgreSQL's clock but for a little, and a clock that was wrong
     // binds nobody.
     let rows = sqlx::query!(
         r#"WITH input AS (
-               SELECT i.*, r.network FROM unnest($1::inet[], $2::uuid[], $3::text[], $4::bytea[], $5::text[], $6::text[],
+               SELECT i.*, r.network FROM unnest((SELECT $1::inet[]), $2::uuid[], $3::text[], $4::bytea[], $5::text[], $6::text[],
                        $7::timestamptz[], $8::bigint[], $9::bytea[])
                    AS i(address, range_id, mac, client_identifier, hostname, state, starts_at, length_seconds, relay_information)
                JOIN network_ranges r ON r.id = i.range_id AND i.address <<= r.network

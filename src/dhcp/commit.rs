@@ -1,8 +1,9 @@
 //! The lease committer: an ACK leaves only when its lease is durable.
 //!
-//! Leases are gathered for a millisecond, or not at all where [`ENOUGH`] wait already, and
-//! stored in one transaction. A transaction costs as much as some tens of leases: a second one
-//! begins beside the first only when [`MANY`] wait. Order holds per machine
+//! All leases that wait are stored in one transaction, and a machine that comes alone waits for
+//! nobody. A transaction costs as much as some tens of leases: under load one begins no sooner than
+//! [`APART`] after the last, unless [`ENOUGH`] wait, and a second one beside the first only when
+//! [`MANY`] do. Order holds per machine
 //! and per address: an operation waits while an earlier one on the same MAC or address is
 //! not done. Releases, declines and re-reads of what other servers wrote go the same way, so
 //! that the address book never takes an older row for a newer one.
@@ -50,13 +51,14 @@ const BATCH: usize = 128;
 const LANES: usize = 2;
 
 /// Operations that make a batch worth its transaction: nothing more is waited for.
-const ENOUGH: usize = 16;
+const ENOUGH: usize = 48;
 
 /// Operations that make a second transaction worth its while.
 const MANY: usize = 64;
 
-/// How long the first lease of a batch waits for company.
-const GATHER: Duration = Duration::from_millis(1);
+/// From the begin of a transaction to the next, where fewer wait. In whole milliseconds, and up to one
+/// more, as timers here are.
+const APART: Duration = Duration::from_millis(2);
 
 /// After this a client has asked again: the answer would come too late to be of use.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -190,6 +192,8 @@ impl<T: Send + 'static> Committer<T> {
             async move { payer.pay_until(paying).await }
         });
         let mut standing = self.catalog.watch_standing();
+        // When the next one may begin, if few wait for it.
+        let mut next = tokio::time::Instant::now();
         // What has begun, in all and at the last look: one that takes long holds up nobody else.
         let (mut begun, mut seen, mut stuck) = (0_u64, 0, false);
         let mut watch = tokio::time::interval(HEDGE);
@@ -202,16 +206,9 @@ impl<T: Send + 'static> Committer<T> {
             tokio::select! {
                 count = operations.recv_many(&mut taken, BATCH), if open && room => {
                     open = count > 0;
-                    if open && count < ENOUGH {
-                        tokio::time::sleep(GATHER).await;
-                    }
-                    if open {
-                        while taken.len() < BATCH && let Ok(more) = operations.try_recv() {
-                            taken.push(more);
-                        }
-                    }
                     line.waiting.extend(taken.drain(..));
                 }
+                () = tokio::time::sleep_until(next), if running.is_empty() && !line.waiting.is_empty() => {}
                 Some(done) = running.join_next(), if !running.is_empty() => {
                     // A task that panicked keeps its keys busy: better silent on those
                     // machines than out of order.
@@ -247,13 +244,16 @@ impl<T: Send + 'static> Committer<T> {
                 }
                 line.waiting.push_back(Operation::RereadAll(None));
             }
-            while running.is_empty()
+            let now = tokio::time::Instant::now();
+            let enough = !open || line.waiting.len() >= ENOUGH || now >= next;
+            while (running.is_empty() && enough)
                 || (running.len() < LANES && (stuck || line.waiting.len() >= MANY))
             {
                 let Some(job) = line.next(running.is_empty()) else {
                     break;
                 };
                 begun += 1;
+                next = now + APART;
                 stuck = false;
                 let committer = self.clone();
                 running.spawn(async move { committer.work(job).await });
