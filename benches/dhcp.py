@@ -39,7 +39,7 @@ MODE = ["-g", "single"]
 PG = max(pathlib.Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda p: int(p.parent.name))
 
 S, C = f"dlsb{os.getpid()}s", f"dlsb{os.getpid()}c"
-NETWORK, POOL = "10.64.0.0/10", "10.65.0.0-10.80.255.255"
+NETWORK, POOL = "10.64.0.0/10", "10.65.0.0-10.126.255.255"
 work = pathlib.Path(tempfile.mkdtemp(prefix="dls-bench-dhcp."))
 work.chmod(0o755)
 next_mac = 0x020000000000
@@ -212,7 +212,7 @@ class Dnsmasq(Server):
     def begin(self):
         first, last = POOL.split("-")
         self.start("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=bench0",
-                   "--bind-interfaces", f"--dhcp-range={first},{last},255.192.0.0,24h", "--dhcp-lease-max=2000000",
+                   "--bind-interfaces", f"--dhcp-range={first},{last},255.192.0.0,24h", "--dhcp-lease-max=4000000",
                    "--no-ping", "--quiet-dhcp", "--dhcp-authoritative", f"--dhcp-leasefile={self.home}/leases",
                    "--user=root", "--log-facility=" + str(self.home / "dnsmasq.log"), ready=serves(67))
 
