@@ -8,6 +8,7 @@ use chrono::TimeDelta;
 use dls::catalog::BootWrite;
 use dls::catalog::embedded::{Embedded, choose_user};
 use dls::model::{AttemptOutcome, Lease, LeaseState};
+use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::support::{
@@ -346,4 +347,57 @@ async fn an_acknowledged_lease_outlives_kill_9_of_the_postmaster() {
     }
     catalog.close().await;
     embedded.stop().await.unwrap();
+}
+
+/// What machines cause is written in batches of any length, by statements that are planned once for
+/// all of them: PostgreSQL would plan those of a few rows anew each time, which takes longer than they do.
+#[tokio::test]
+async fn statements_of_batches_keep_their_plan() {
+    let db = TestDb::new().await;
+    let mut batches = 0;
+    for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.sqlx")).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        let data: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let query = data["query"].as_str().unwrap();
+        if !query.contains("unnest((SELECT $1") {
+            continue;
+        }
+        batches += 1;
+        // A row each. It is of nothing and is not run.
+        let values: Vec<&str> = data["describe"]["parameters"]["Left"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|kind| match kind.as_str().unwrap().ends_with("Array") {
+                true => "'{NULL}'",
+                false => "NULL",
+            })
+            .collect();
+        let mut session = db.pool.acquire().await.unwrap();
+        let run = format!("EXPLAIN EXECUTE batch({})", values.join(", "));
+        let prepared = format!(
+            "SET random_page_cost = 1.1; PREPARE batch AS {query}; {}",
+            vec![run; 9].join("; ")
+        );
+        sqlx::raw_sql(AssertSqlSafe(prepared))
+            .execute(&mut *session)
+            .await
+            .unwrap();
+        let kept: i64 = sqlx::query_scalar(
+            "SELECT generic_plans FROM pg_prepared_statements WHERE name = 'batch'",
+        )
+        .fetch_one(&mut *session)
+        .await
+        .unwrap();
+        // PostgreSQL compares after five.
+        assert_eq!(kept, 4, "{query}");
+        sqlx::raw_sql("DEALLOCATE batch")
+            .execute(&mut *session)
+            .await
+            .unwrap();
+    }
+    assert_eq!(
+        batches, 5,
+        "leases, their outdated ones, and three of boots"
+    );
 }
