@@ -115,7 +115,7 @@ def serves(port):
 
 
 class Dls(Server):
-    key, name = "dls", "dls"
+    key, name, first = "dls", "dls", 6000
 
     def begin(self):
         config = self.home / "dls.toml"
@@ -143,7 +143,7 @@ class Dls(Server):
 class KeaFiles(Server):
     """Kea as it does best with files, which is as Debian installs it: in one thread."""
 
-    key, name = "kea-files", "Kea, file leases"
+    key, name, first = "kea-files", "Kea, file leases", 10000
     threads = 0
 
     def leases(self):
@@ -176,14 +176,14 @@ def synced(row):
 
 
 class KeaFilesThreads(KeaFiles):
-    key, name = "kea-threads", "Kea, file leases, a thread per processor"
+    key, name, first = "kea-threads", "Kea, file leases, a thread per processor", 6000
     threads = os.cpu_count()
 
 
 class KeaPostgres(KeaFiles):
     """With a thread per processor: in one it does less than half as much."""
 
-    key, name = "kea-postgres", "Kea, PostgreSQL"
+    key, name, first = "kea-postgres", "Kea, PostgreSQL", 1500
     threads = os.cpu_count()
 
     def leases(self):
@@ -207,7 +207,7 @@ class KeaPostgres(KeaFiles):
 
 
 class Dnsmasq(Server):
-    key, name = "dnsmasq", "dnsmasq"
+    key, name, first = "dnsmasq", "dnsmasq", 300
 
     def begin(self):
         first, last = POOL.split("-")
@@ -385,7 +385,8 @@ def remove_cable():
         subprocess.run(["ip", "netns", "delete", name], check=False)
 
 
-def measured(kind, hints, kea_rate):
+def measured(kind, hints, kea):
+    """`kea`: the highest rates of Kea's two ways, at which all are measured in the same round."""
     server = kind()
     try:
         server.begin()
@@ -393,11 +394,12 @@ def measured(kind, hints, kea_rate):
         best = highest(hints.get("new", 300))
         found = {"new": best.rate, "processor": best.processor / best.acks[1] if best.acks[1] else float("nan")}
         hints["new"] = max(best.rate, 20)
+        if kind in kea:
+            kea[kind] = best.rate
         renewals(hints, found, "kept", best)
-        if kea_rate is not None:
-            found["offer"], found["ack"], load = latencies(int(kea_rate["new"]))
-            found["drops"] = load.drops
-        found["common offer"], found["common ack"], common = latencies(int((kea_rate or {}).get("postgres", 500)))
+        found["common offer"], found["common ack"], common = latencies(int(kea[KeaPostgres]))
+        found["offer"], found["ack"], load = latencies(int(kea[KeaFiles]))
+        found["drops"] = load.drops
         found["common"] = common.processor / common.acks[1] if common.acks[1] else float("nan")
         found["sync"] = server.sync
         found["notes"] = server.notes()
@@ -463,22 +465,16 @@ def main():
         sys.exit("run as root: network namespaces are made")
     kinds = [kind for kind in SERVERS if not ONLY or kind.key in ONLY]
     figures = {kind.name: [] for kind in SERVERS}
-    hints = {kind.name: {} for kind in SERVERS}
-    for kind, first in zip(SERVERS, (6000, 10000, 6000, 1500, 300)):
-        hints[kind.name]["new"] = float(FIRST.get(kind.key, first))
-    kea = {"new": hints[KeaFiles.name]["new"], "postgres": 700}
+    hints = {kind.name: {"new": float(FIRST.get(kind.key, kind.first))} for kind in SERVERS}
+    kea = {kind: hints[kind.name]["new"] for kind in (KeaPostgres, KeaFiles)}
     lay_cable()
     try:
         for round_number in range(ROUNDS):
             # Kea's own rates are known once it was measured; so it goes first.
-            for kind in sorted(kinds, key=lambda k: [KeaFiles, KeaPostgres, KeaFilesThreads, Dls, Dnsmasq].index(k)):
+            for kind in sorted(kinds, key=lambda k: [*kea].index(k) if k in kea else len(kea)):
                 print(f"round {round_number + 1}: {kind.name}", flush=True)
-                found = locked(measured, kind, hints[kind.name], dict(kea))
+                found = locked(measured, kind, hints[kind.name], kea)
                 figures[kind.name].append(found)
-                if kind is KeaFiles:
-                    kea["new"] = statistics.median(f["new"] for f in figures[kind.name])
-                elif kind is KeaPostgres:
-                    kea["postgres"] = statistics.median(f["new"] for f in figures[kind.name])
                 print("  " + ", ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k}: {v}" for k, v in found.items()), flush=True)
     finally:
         remove_cable()

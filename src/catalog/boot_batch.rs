@@ -1,5 +1,8 @@
 //! A batch of the tracker's rows in a statement per table, however many there are. What does
 //! not fit is not judged here: the batch is then written row by row (`boots`).
+//!
+//! Each statement is planned once, for batches of any length and tables of any: why they say
+//! (SELECT $1), LATERAL and LIMIT is told at the statement of leases.
 
 use std::collections::HashSet;
 

@@ -239,10 +239,10 @@ async fn commit(
     // reads all of it.) For the same reason leases and clients are asked for a value, not by EXISTS: that
     // would be hashed, a whole table of them. And it is made once only because the addresses are a
     // value, (SELECT $1): of an array PostgreSQL sees the length, holds a plan for any length for worse
-    // than one for that of a few, and plans those anew each time, which takes longer than they do. What comes late (its server stood still, or paid what
-    // it owed) takes nothing newer away: neither the machine's lease of another address nor time of
-    // the same one. Servers have PostgreSQL's clock but for a little, and a clock that was wrong
-    // binds nobody.
+    // than one for that of a few, and plans those anew each time, which takes longer than they do.
+    // What comes late (its server stood still, or paid what it owed) takes nothing newer away: neither
+    // the machine's lease of another address nor time of the same one. Servers have PostgreSQL's
+    // clock but for a little, and a clock that was wrong binds nobody.
     let rows = sqlx::query!(
         r#"WITH input AS (
                SELECT i.*, r.network FROM unnest((SELECT $1::inet[]), $2::uuid[], $3::text[], $4::bytea[], $5::text[], $6::text[],

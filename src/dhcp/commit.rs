@@ -3,10 +3,9 @@
 //! All leases that wait are stored in one transaction, and a machine that comes alone waits for
 //! nobody. A transaction costs as much as some tens of leases: under load one begins no sooner than
 //! [`APART`] after the last, unless [`ENOUGH`] wait, and a second one beside the first only when
-//! [`MANY`] do. Order holds per machine
-//! and per address: an operation waits while an earlier one on the same MAC or address is
-//! not done. Releases, declines and re-reads of what other servers wrote go the same way, so
-//! that the address book never takes an older row for a newer one.
+//! [`MANY`] do. Order holds per machine and per address: an operation waits while an earlier one on
+//! the same MAC or address is not done. Releases, declines and re-reads of what other servers wrote
+//! go the same way, so that the address book never takes an older row for a newer one.
 //!
 //! While PostgreSQL is away, or too slow ([`HEDGE`]), leases that no other server can give away
 //! are owed to it: they are durable in the [`Ledger`] on this server's own disk, are
@@ -192,8 +191,9 @@ impl<T: Send + 'static> Committer<T> {
             async move { payer.pay_until(paying).await }
         });
         let mut standing = self.catalog.watch_standing();
-        // When the next one may begin, if few wait for it.
-        let mut next = tokio::time::Instant::now();
+        // When the next one may begin, if few wait for it; and whether it might at the last look. What
+        // still waits then waits for something else than time.
+        let (mut next, mut enough) = (tokio::time::Instant::now(), true);
         // What has begun, in all and at the last look: one that takes long holds up nobody else.
         let (mut begun, mut seen, mut stuck) = (0_u64, 0, false);
         let mut watch = tokio::time::interval(HEDGE);
@@ -208,7 +208,7 @@ impl<T: Send + 'static> Committer<T> {
                     open = count > 0;
                     line.waiting.extend(taken.drain(..));
                 }
-                () = tokio::time::sleep_until(next), if running.is_empty() && !line.waiting.is_empty() => {}
+                () = tokio::time::sleep_until(next), if !enough && running.is_empty() && !line.waiting.is_empty() => {}
                 Some(done) = running.join_next(), if !running.is_empty() => {
                     // A task that panicked keeps its keys busy: better silent on those
                     // machines than out of order.
@@ -245,7 +245,7 @@ impl<T: Send + 'static> Committer<T> {
                 line.waiting.push_back(Operation::RereadAll(None));
             }
             let now = tokio::time::Instant::now();
-            let enough = !open || line.waiting.len() >= ENOUGH || now >= next;
+            enough = !open || line.waiting.len() >= ENOUGH || now >= next;
             while (running.is_empty() && enough)
                 || (running.len() < LANES && (stuck || line.waiting.len() >= MANY))
             {

@@ -354,6 +354,7 @@ async fn an_acknowledged_lease_outlives_kill_9_of_the_postmaster() {
 #[tokio::test]
 async fn statements_of_batches_keep_their_plan() {
     let db = TestDb::new().await;
+    let mut session = db.pool.acquire().await.unwrap();
     let mut batches = 0;
     for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.sqlx")).unwrap() {
         let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
@@ -373,7 +374,6 @@ async fn statements_of_batches_keep_their_plan() {
                 false => "NULL",
             })
             .collect();
-        let mut session = db.pool.acquire().await.unwrap();
         let run = format!("EXPLAIN EXECUTE batch({})", values.join(", "));
         let prepared = format!(
             "SET random_page_cost = 1.1; PREPARE batch AS {query}; {}",
