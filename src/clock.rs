@@ -54,7 +54,12 @@ impl Clock {
         reason = "this is the one place that reads the time"
     )]
     pub fn now(&self) -> Timestamp {
-        let elapsed = Instant::now().saturating_duration_since(self.shared.started);
+        self.at(Instant::now())
+    }
+
+    /// What it was, or will be, at that instant.
+    fn at(&self, instant: Instant) -> Timestamp {
+        let elapsed = instant.saturating_duration_since(self.shared.started);
         let elapsed = i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX);
         let micros = self
             .shared
@@ -64,11 +69,23 @@ impl Clock {
         Timestamp::from_timestamp_micros(micros).unwrap_or(Timestamp::MAX_UTC)
     }
 
-    /// By how much the authority is ahead of us. `round_trip` is how long the question took.
+    /// By how much the authority is ahead of us, as far as the way of its answer can't explain it.
+    /// `asked`: when it was asked; it said its time at some moment since. An answer that was long on
+    /// its way (this process stood still, a link was cut) tells little, and moves nothing by itself:
+    /// taken for the middle, it would put the clock wrong by half of that.
     #[must_use]
-    pub fn differs(&self, authority: Timestamp, round_trip: Duration) -> chrono::TimeDelta {
-        let half = chrono::TimeDelta::from_std(round_trip / 2).unwrap_or_default();
-        (authority + half) - self.now()
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the time"
+    )]
+    pub fn differs(&self, authority: Timestamp, asked: Instant) -> chrono::TimeDelta {
+        // One reading for both: a stop between two would be a difference.
+        let read = Instant::now();
+        let way = read.saturating_duration_since(asked);
+        unexplained(
+            authority - self.at(read),
+            chrono::TimeDelta::from_std(way).unwrap_or(chrono::TimeDelta::MAX),
+        )
     }
 
     /// Moves the scale; nothing is held back any more.
@@ -115,15 +132,69 @@ impl Clock {
     }
 }
 
+/// The least shift that agrees with an answer which was `ahead` of us when it was read and had been
+/// given at most `way` before.
+fn unexplained(ahead: chrono::TimeDelta, way: chrono::TimeDelta) -> chrono::TimeDelta {
+    let zero = chrono::TimeDelta::zero();
+    let most = ahead.checked_add(&way).unwrap_or(chrono::TimeDelta::MAX);
+    if ahead > zero {
+        ahead
+    } else if most < zero {
+        most
+    } else {
+        zero
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Wherever on its way an answer was late: what is learned of it never puts the clock further
+        /// from the authority's, and leaves no more than the way took.
+        #[test]
+        fn learning_makes_no_clock_worse(
+            off in -200_000..200_000_i64,
+            there in 0..60_000_i64,
+            back in 0..60_000_i64,
+        ) {
+            // The authority's time less ours, in ms; ours is 0 when we ask.
+            let said = there + off;
+            let ahead = said - (there + back);
+            let shift = unexplained(
+                chrono::TimeDelta::milliseconds(ahead),
+                chrono::TimeDelta::milliseconds(there + back),
+            );
+            let left = off - shift.num_milliseconds();
+            prop_assert!(left.abs() <= off.abs(), "off by {off}, then by {left}");
+            prop_assert!(left.abs() <= there + back, "off by {left}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_stood_still_keeps_its_time() {
+        let clock = Clock::system();
+        // It asked half a minute ago, and was answered then; or only now.
+        let Some(asked) = clock.instant().checked_sub(Duration::from_secs(30)) else {
+            return; // A machine that was switched on just now.
+        };
+        let zero = chrono::TimeDelta::zero();
+        let ago = chrono::TimeDelta::seconds(29);
+        assert_eq!(clock.differs(clock.now() - ago, asked), zero);
+        assert!(clock.differs(clock.now(), asked) <= zero);
+        // Beyond that it is a difference.
+        let far = clock.differs(clock.now() - ago * 3, asked);
+        assert!(far < -chrono::TimeDelta::seconds(56) && far > -chrono::TimeDelta::seconds(58));
+    }
 
     #[test]
     fn learning_moves_the_scale_once() {
         let clock = Clock::system();
         let ahead = clock.now() + chrono::TimeDelta::hours(1);
-        let shift = clock.differs(ahead, Duration::ZERO);
+        let shift = clock.differs(ahead, clock.instant());
         clock.shift(shift);
         assert!(shift > chrono::TimeDelta::minutes(59));
         assert!(clock.clone().now() >= ahead);

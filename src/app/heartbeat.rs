@@ -51,8 +51,8 @@ fn reached_at(listener: SocketAddr) -> Vec<Ipv4Addr> {
 /// Takes PostgreSQL's time as ours: at once where nothing was done by ours so far, or where it
 /// differs by little. If its clock was set meanwhile, the DHCP server moves the leases first.
 async fn learn(catalog: &Catalog, clock: &Clock, at_work: bool) -> Result<(), CatalogError> {
-    let (authority, round_trip) = catalog.health_check().await?;
-    let shift = clock.differs(authority, round_trip);
+    let (authority, asked) = catalog.health_check().await?;
+    let shift = clock.differs(authority, asked);
     if at_work && shift.abs() > JUMP {
         if clock.held_back().is_none() {
             tracing::warn!(
