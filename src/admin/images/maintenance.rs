@@ -3,6 +3,8 @@
 //! From its next boot on the machine has a disk of its own, made from the version that it follows,
 //! and keeps what it writes there, until that is published as a version or discarded.
 
+use std::time::{Duration, Instant};
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -16,8 +18,14 @@ use crate::admin::extract::{Asked, Called, JsonObject, shown};
 use crate::admin::{Shared, clients};
 use crate::model::{Client, DiskMode, Image, ImageKind, Maintenance};
 use crate::steps::{self, Step};
-use crate::storage::Volume;
+use crate::storage::{Intent, Volume};
 use crate::validate::{self, Reader, Write};
+
+/// How long a request waits for the disk of an earlier maintenance to go.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often it looks.
+const AGAIN: Duration = Duration::from_millis(50);
 
 fn answer(client: &Client, image: &Image, row: &Maintenance) -> Json<Value> {
     let mut told = json!(row);
@@ -53,6 +61,14 @@ pub(in crate::admin) async fn get(
     Ok(answer(&client, &image, &row))
 }
 
+/// True while a disk of that client, of which a version was published, is about to be thrown away.
+async fn is_put_away(api: &Shared, client: Uuid) -> Result<bool, ApiError> {
+    let pending = api.pending.clone();
+    let noted = blocking(move || pending.intents()).await?;
+    let goes = |intent: &Intent| matches!(intent, Intent::Version { client: of, reset: true, .. } if *of == client);
+    Ok(noted.iter().any(|noted| goes(&noted.intent)))
+}
+
 /// `POST`: its next boot is to mend its image. 409 while it has a persistent disk of that.
 pub(in crate::admin) async fn begin(
     State(api): State<Shared>,
@@ -60,8 +76,27 @@ pub(in crate::admin) async fn begin(
     JsonObject(body): JsonObject,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let author = validate::mender(Reader::new(body, Write::Create, api.strictness))?;
-    let _one = api.writes.lock().await;
-    let client = clients::find(&api, &name).await?;
+    let since = Instant::now();
+    // What was published here last may still be copied from the disk that goes then: that is no
+    // disk of the client's. Not under the lock, others go on meanwhile.
+    let (_one, client) = loop {
+        let one = api.writes.lock().await;
+        let client = clients::find(&api, &name).await?;
+        if !is_put_away(&api, client.id).await? {
+            break (one, client);
+        }
+        drop(one);
+        if since.elapsed() > PATIENCE {
+            return Err(ApiError::Conflict {
+                field: "",
+                message: format!(
+                    "what client `{}` published is still being copied from its disk: try again in a while (`dls doctor storage` tells whether that is stuck)",
+                    shown(&client.hostname)
+                ),
+            });
+        }
+        tokio::time::sleep(AGAIN).await;
+    };
     if let Ok((row, image)) = under_way(&api, &client).await {
         return Ok((StatusCode::OK, answer(&client, &image, &row)));
     }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use dls::storage::{Intent, Pending};
+use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::cli;
 use super::reset::{add, write};
@@ -165,4 +167,50 @@ async fn what_is_discarded_is_gone_and_a_disk_of_its_own_is_not_touched() {
     on(&world, 2).off(&world).await;
     let why = failed(&world, "client maintain pc-02").await;
     assert!(why.contains("has a persistent disk of `debian`"), "{why}");
+}
+
+/// What is published is copied from the machine's disk before that goes: nobody may take that for
+/// a disk of its own, nor have it thrown away with the work of the next maintenance on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_maintenance_waits_until_the_disk_of_the_last_is_gone() {
+    let world = world().await;
+    let id = |made: Value| made["id"].as_str().unwrap().parse::<Uuid>().unwrap();
+    let client = id(add(&world, 1, None).await);
+    let other = id(add(&world, 2, None).await);
+    let image = world.cache.get().image_by_name("debian").unwrap().id;
+    let journal = Pending::open(&world.storage()).unwrap();
+    let published = |client, reset| {
+        let version = Uuid::new_v4();
+        let intent = Intent::Version {
+            version,
+            client,
+            image,
+            reset,
+        };
+        journal.note(intent, None).unwrap();
+        version
+    };
+    // Neither of these is about a disk of pc-01 that goes.
+    published(other, true);
+    published(client, false);
+    let under_way = published(client, true);
+
+    let (status, told) = world.ask("POST", PC_01, Some(json!({}))).await;
+    assert_eq!(status, 409, "{told}");
+    assert!(
+        told["error"]
+            .as_str()
+            .unwrap()
+            .contains("what client `pc-01` published is still being copied"),
+        "{told}"
+    );
+    assert_eq!(maintained(&world).await, None);
+
+    let gone = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(maintained(&world).await, None, "it waits");
+        journal.end(under_way).unwrap();
+    };
+    let ((status, told), ()) = tokio::join!(world.ask("POST", PC_01, Some(json!({}))), gone);
+    assert_eq!(status, 201, "{told}");
 }
