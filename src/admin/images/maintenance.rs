@@ -3,7 +3,7 @@
 //! From its next boot on the machine has a disk of its own, made from the version that it follows,
 //! and keeps what it writes there, until that is published as a version or discarded.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -76,7 +76,7 @@ pub(in crate::admin) async fn begin(
     JsonObject(body): JsonObject,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let author = validate::mender(Reader::new(body, Write::Create, api.strictness))?;
-    let since = Instant::now();
+    let mut waited = Duration::ZERO;
     // What was published here last may still be copied from the disk that goes then: that is no
     // disk of the client's. Not under the lock, others go on meanwhile.
     let (_one, client) = loop {
@@ -86,7 +86,7 @@ pub(in crate::admin) async fn begin(
             break (one, client);
         }
         drop(one);
-        if since.elapsed() > PATIENCE {
+        if waited >= PATIENCE {
             return Err(ApiError::Conflict {
                 field: "",
                 message: format!(
@@ -96,6 +96,7 @@ pub(in crate::admin) async fn begin(
             });
         }
         tokio::time::sleep(AGAIN).await;
+        waited += AGAIN;
     };
     if let Ok((row, image)) = under_way(&api, &client).await {
         return Ok((StatusCode::OK, answer(&client, &image, &row)));
