@@ -82,6 +82,9 @@ pub(in crate::admin) async fn begin(
     let (_one, client) = loop {
         let one = api.writes.lock().await;
         let client = clients::find(&api, &name).await?;
+        if let Ok((row, image)) = under_way(&api, &client).await {
+            return Ok((StatusCode::OK, answer(&client, &image, &row)));
+        }
         if !is_put_away(&api, client.id).await? {
             break (one, client);
         }
@@ -98,9 +101,6 @@ pub(in crate::admin) async fn begin(
         tokio::time::sleep(AGAIN).await;
         waited += AGAIN;
     };
-    if let Ok((row, image)) = under_way(&api, &client).await {
-        return Ok((StatusCode::OK, answer(&client, &image, &row)));
-    }
     let refused = |message| Err(ApiError::Conflict { field: "", message });
     let image = match client.assigned_image_id {
         Some(id) => api.catalog.get_image_metadata(id).await?,

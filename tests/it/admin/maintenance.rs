@@ -213,4 +213,8 @@ async fn the_next_maintenance_waits_until_the_disk_of_the_last_is_gone() {
     };
     let ((status, told), ()) = tokio::join!(world.ask("POST", PC_01, Some(json!({}))), gone);
     assert_eq!(status, 201, "{told}");
+    // A publish of which the database did not say whether it holds: the maintenance goes on.
+    published(client, true);
+    let (status, told) = world.ask("POST", PC_01, Some(json!({}))).await;
+    assert_eq!(status, 200, "{told}");
 }
